@@ -1,0 +1,3 @@
+"""Linux host library of km: namespaces, listeners, seccomp, cgroups, the pod supervisor."""
+
+from __future__ import annotations
