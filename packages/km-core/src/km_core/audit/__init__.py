@@ -1,0 +1,3 @@
+"""km_core.audit."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.cli."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.compile."""
+
+from __future__ import annotations

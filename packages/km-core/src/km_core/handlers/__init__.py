@@ -1,0 +1,3 @@
+"""km_core.handlers."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.identity."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.ledger."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.lifecycle."""
+
+from __future__ import annotations

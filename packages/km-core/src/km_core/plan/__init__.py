@@ -1,0 +1,31 @@
+"""The plan: frozen, JSON, pure data."""
+
+from __future__ import annotations
+
+from km_core.plan.plan import (
+    PLAN_API,
+    AddressRule,
+    BudgetPlan,
+    GitPlan,
+    HostRule,
+    LifecyclePlan,
+    LimitsPlan,
+    NetworkPlan,
+    PlanFile,
+    SandboxPlan,
+    WorkloadPlan,
+)
+
+__all__ = [
+    "PLAN_API",
+    "AddressRule",
+    "BudgetPlan",
+    "GitPlan",
+    "HostRule",
+    "LifecyclePlan",
+    "LimitsPlan",
+    "NetworkPlan",
+    "PlanFile",
+    "SandboxPlan",
+    "WorkloadPlan",
+]

@@ -1,0 +1,3 @@
+"""km_core.policy."""
+
+from __future__ import annotations

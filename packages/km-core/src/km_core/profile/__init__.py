@@ -1,0 +1,3 @@
+"""km_core.profile."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.sidecars."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""km_core.testing."""
+
+from __future__ import annotations

@@ -1,0 +1,42 @@
+"""Frozen values that cross the hook line."""
+
+from __future__ import annotations
+
+from km_core.types.check import CheckResult, DoctorCheck
+from km_core.types.claim import Answer, Claim
+from km_core.types.event import Delivery, Event
+from km_core.types.group import EgressGroup, GroupResolution
+from km_core.types.ids import is_alias, is_sandbox_id, new_sandbox_id
+from km_core.types.meter import CallPlan, Endpoint, EndpointKind, InjectionRule, Meter, UsageParser
+from km_core.types.problem import Problem, Severity
+from km_core.types.sandbox import SandboxRecord, SandboxState
+from km_core.types.sidecar import Sidecar
+from km_core.types.usage import Usage
+from km_core.types.verdict import Verdict
+
+__all__ = [
+    "Answer",
+    "CallPlan",
+    "CheckResult",
+    "Claim",
+    "Delivery",
+    "DoctorCheck",
+    "EgressGroup",
+    "Endpoint",
+    "EndpointKind",
+    "Event",
+    "GroupResolution",
+    "InjectionRule",
+    "Meter",
+    "Problem",
+    "SandboxRecord",
+    "SandboxState",
+    "Severity",
+    "Sidecar",
+    "Usage",
+    "UsageParser",
+    "Verdict",
+    "is_alias",
+    "is_sandbox_id",
+    "new_sandbox_id",
+]

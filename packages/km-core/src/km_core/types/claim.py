@@ -1,0 +1,37 @@
+"""Claims: who acts on a profile field on which substrate (DESIGN section 4)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from attrs import frozen
+
+
+class Answer(StrEnum):
+    """The four answers a written field can get."""
+
+    ENFORCED = "enforced"
+    INERT = "inert"
+    MISSING = "missing"
+    REFUSED = "refused"
+
+
+@frozen
+class Claim:
+    """
+    One answer for one field.
+
+    Attributes:
+        path: dotted path of a field or section, without list indexes (``spec.budget.ai``); a claim
+            on a section covers what lies below it unless a longer claim says otherwise.
+        substrates: names it holds for; ``*`` means all.
+        answer: see `Answer`.
+        by: the distribution that enforces it, or would.
+        note: why it is inert or refused, for people.
+    """
+
+    path: str
+    substrates: tuple[str, ...]
+    answer: Answer
+    by: str
+    note: str = ""
