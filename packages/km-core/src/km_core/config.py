@@ -20,7 +20,7 @@ from km_core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_KNOWN = {
+_KNOWN: dict[str, Any] = {
     "control_plane": str,
     "upstreams": dict,
     "upstream_dns": str,
@@ -38,7 +38,7 @@ _KNOWN = {
     "timezone": str,
     "domain": str,
 }
-_SUBKEYS = {
+_SUBKEYS: dict[str, dict[str, Any]] = {
     "docker": {"image": str},
     "local": {"read_only_paths": list},
     "limits": {"memory": str, "cpus": (int, float), "pids": int},
