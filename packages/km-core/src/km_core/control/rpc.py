@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from km_core.errors import ControlUnavailableError, from_dict
 
@@ -42,7 +42,7 @@ class ControlClient:
         self._buffer = b""
         self._ids = itertools.count(1)
 
-    def __enter__(self) -> ControlClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,0 +1,72 @@
+"""Private files and directories of a sandbox on the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, Any
+
+from km_core.errors import ProvisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def make_private_dir(path: Path) -> None:
+    """
+    Make a directory with mode 0700.
+
+    Raises:
+        ProvisionError: something else stands there, or it belongs to somebody else.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise ProvisionError("a directory cannot be made", where=str(path), why=str(error)) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.getuid(), 0}:
+        raise ProvisionError("this is not a directory of the operator", where=str(path))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file atomically with mode 0600."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def remove_tree(path: Path) -> None:
+    """
+    Remove a directory tree; nothing there is fine.
+
+    Symbolic links are never followed (`shutil.rmtree` works on descriptors), and directories that the
+    workload made unreadable are opened again first.
+
+    Raises:
+        ProvisionError: something could not be removed.
+    """
+
+    def reopen(function: Callable[..., Any], name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        parent = os.path.dirname(name)  # noqa: PTH120 - rmtree hands out strings
+        for directory in (parent, name):
+            if os.path.isdir(directory) and not os.path.islink(directory):  # noqa: PTH112, PTH114
+                os.chmod(directory, 0o700)  # noqa: PTH101
+        if function in (os.unlink, os.rmdir):
+            function(name)
+        else:
+            shutil.rmtree(name)
+
+    try:
+        shutil.rmtree(path, onerror=lambda function, name, info: reopen(function, name, info[1]))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ProvisionError("a directory cannot be removed", where=str(path), why=str(error)) from error

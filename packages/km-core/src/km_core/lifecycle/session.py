@@ -1,0 +1,123 @@
+"""What every lifecycle operation needs: configuration, control plane, substrates, boxes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from km_core.control.substrate import Box
+from km_core.errors import NotFoundError, PlanError
+from km_core.plan import SandboxPlan
+from km_core.types import SandboxRecord
+
+if TYPE_CHECKING:
+    from km_core.config import Config
+    from km_core.control.protocols import Control
+    from km_core.control.substrate import Substrate
+    from km_core.plugins import PluginRegistry
+
+
+@define
+class Session:
+    """One command's connection to everything; close it when done."""
+
+    config: Config
+    plugins: PluginRegistry
+    _control: Control | None = field(default=None)
+
+    @property
+    def control(self) -> Control:
+        """The control plane named in the configuration, connected on first use."""
+        if self._control is None:
+            offers = self.plugins.control_planes()
+            name = self.config.control_plane
+            if name not in offers:
+                raise NotFoundError(
+                    f"no installed plugin offers the control plane {name!r}",
+                    where="control_plane",
+                    hint=f"install km-{name}" if name in {"embedded", "aws"} else f"installed: {', '.join(offers)}",
+                )
+            self._control = offers[name].connect(self.config)
+        return self._control
+
+    def close(self) -> None:
+        """Give the control connection back."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def substrate(self, name: str) -> Substrate:
+        """Return a substrate by name; `NotFoundError` says what to install."""
+        offers = self.plugins.substrates()
+        if name not in offers:
+            raise NotFoundError(
+                f"no installed plugin offers the substrate {name!r}",
+                where="spec.runtime.substrate",
+                hint=f"install km-substrate-{name}, or choose one of: {', '.join(offers) or 'none installed'}",
+            )
+        return offers[name]
+
+    def record(self, ref: str) -> SandboxRecord:
+        """Resolve a reference: id, alias, number or unique id prefix."""
+        return SandboxRecord.from_wire(self.control.call("sandbox.resolve", ref=ref))
+
+    def records(self) -> list[SandboxRecord]:
+        """Return every sandbox, by number."""
+        return [SandboxRecord.from_wire(item) for item in self.control.call("sandbox.list")]
+
+    def update(self, sandbox_id: str, *, expect: dict[str, Any] | None = None, **changes: Any) -> SandboxRecord:
+        """Change a record's fields, under a condition."""
+        return SandboxRecord.from_wire(
+            self.control.call("sandbox.update", id=sandbox_id, changes=changes, expect=expect or {})
+        )
+
+    def plan(self, record: SandboxRecord) -> SandboxPlan:
+        """
+        Return the stored plan of a sandbox.
+
+        A sandbox whose creation broke off before its plan was written gets an empty one, which is
+        enough to remove what it left.
+        """
+        path = self.config.sandbox_dir(record.id) / "plan.json"
+        try:
+            return SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return SandboxPlan(
+                profile=record.profile, profile_digest="", prefix=record.id.partition("-")[0], substrate=record.substrate
+            )
+        except ValueError as error:
+            raise PlanError("the stored plan is damaged", where=str(path), why=str(error)) from error
+
+    def box(self, record: SandboxRecord, *, plan: SandboxPlan | None = None, with_token: bool = False) -> Box:
+        """
+        Return the substrate's view of a sandbox.
+
+        *with_token* opens the sandbox's own control socket and takes a fresh token for it; only
+        preparing a sandbox needs one.
+        """
+        token = ""
+        socket = self.config.sandbox_runtime_dir(record.id) / "kmd.sock"
+        if with_token:
+            answer = self.control.call("sandbox.open", id=record.id)
+            token = answer["token"]
+            socket = type(socket)(answer["socket"])
+        return Box(
+            id=record.id,
+            plan=self.plan(record) if plan is None else plan,
+            config=self.config,
+            state_dir=self.config.sandbox_dir(record.id),
+            runtime_dir=self.config.sandbox_runtime_dir(record.id),
+            audit_dir=self.config.audit_dir(record.id),
+            control_socket=socket,
+            token=token,
+        )
+
+
+def open_session(config: Config | None = None) -> Session:
+    """Load configuration and plugins; connects to nothing yet."""
+    from km_core.config import load_config
+    from km_core.plugins import load_plugins
+
+    return Session(config if config is not None else load_config(), load_plugins())
