@@ -129,6 +129,14 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
         One entry per finding: ``{id, found, action}``.
     """
     findings: list[dict[str, Any]] = []
+    # What is on the host is listed before the records: a sandbox made in between has a record then.
+    leftovers = [
+        (substrate, leftover)
+        for substrate in session.plugins.substrates().values()
+        for leftover in substrate.leftovers(session.config)
+    ]
+    root = session.config.home / "sandboxes"
+    directories = sorted(root.iterdir()) if root.is_dir() else []
     records = {record.id: record for record in session.records()}
     for record in records.values():
         found = _state_finding(session, record)
@@ -141,8 +149,21 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
             else:
                 action = recover_sandbox(session, record)
         findings.append({"id": record.id, "found": found, "action": action if not dry_run else f"would be {action}"})
-    findings += _orphans(session, set(records), dry_run=dry_run)
+    for substrate, leftover in leftovers:
+        if leftover.sandbox_id not in records:
+            if not dry_run:
+                substrate.remove_leftover(session.config, leftover)
+            findings.append(_orphan(leftover.sandbox_id, f"{leftover.what} {leftover.detail}".strip(), dry_run))
+    for directory in directories:
+        if directory.name not in records:
+            if not dry_run:
+                remove_tree(directory)
+            findings.append(_orphan(directory.name, "state directory without a record", dry_run))
     return findings
+
+
+def _orphan(sandbox_id: str, found: str, dry_run: bool) -> dict[str, Any]:
+    return {"id": sandbox_id, "found": found, "action": "would be removed" if dry_run else "removed"}
 
 
 def _state_finding(session: Session, record: SandboxRecord) -> str | None:
@@ -160,32 +181,3 @@ def _state_finding(session: Session, record: SandboxRecord) -> str | None:
             return "recorded as running, but nothing runs"
     return None
 
-
-def _orphans(session: Session, known: set[str], *, dry_run: bool) -> list[dict[str, Any]]:
-    findings: list[dict[str, Any]] = []
-    for substrate in session.plugins.substrates().values():
-        for leftover in substrate.leftovers(session.config):
-            if leftover.sandbox_id in known:
-                continue
-            if not dry_run:
-                substrate.remove_leftover(session.config, leftover)
-            findings.append(
-                {
-                    "id": leftover.sandbox_id,
-                    "found": f"{leftover.what} {leftover.detail}".strip(),
-                    "action": "would be removed" if dry_run else "removed",
-                }
-            )
-    root = session.config.home / "sandboxes"
-    for directory in sorted(root.iterdir()) if root.is_dir() else []:
-        if directory.name not in known:
-            if not dry_run:
-                remove_tree(directory)
-            findings.append(
-                {
-                    "id": directory.name,
-                    "found": "state directory without a record",
-                    "action": "would be removed" if dry_run else "removed",
-                }
-            )
-    return findings

@@ -1,0 +1,154 @@
+"""``km explain``: ask the policy the questions that the wire asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from km_core.cli.output import emit_json, paint
+from km_core.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from km_core.types import Verdict
+
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.group()
+def explain() -> None:
+    """Say what a profile allows, with the same functions that the gate uses."""
+
+
+def _show(verdict: Verdict, as_json: bool) -> None:
+    if as_json:
+        emit_json(verdict.to_dict())
+        return
+    word = "allow" if verdict.allow else "deny"
+    click.echo(f"{paint(word, word)}: {verdict.reason}")
+    click.echo(f"  rule:  {verdict.rule}\n  layer: {verdict.layer}")
+
+
+@explain.command(epilog="Example: km explain egress profile.yaml https://api.example.org/v1")
+@click.argument("file", type=_FILE)
+@click.argument("target", metavar="URL|HOST[:PORT]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def egress(file: Path, target: str, as_json: bool) -> None:
+    """Say whether a sandbox of profile FILE may reach TARGET."""
+    from km_core.compile.pipeline import policy_from_file
+    from km_core.config import load_config
+    from km_core.plugins import load_plugins
+    from km_core.policy import explain_egress
+
+    policy = policy_from_file(file, load_config(), load_plugins())
+    try:
+        verdict = explain_egress(policy, target)
+    except ValueError as error:
+        raise UsageError(f"{target!r} is no URL or host", why=str(error)) from error
+    _show(verdict, as_json)
+
+
+@explain.command(epilog="Example: km explain git profile.yaml push my-org/api --ref main")
+@click.argument("file", type=_FILE)
+@click.argument("operation", type=click.Choice(["fetch", "push"]))
+@click.argument("repo", metavar="OWNER/REPO")
+@click.option("--ref", help="The ref that would be pushed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def git(file: Path, operation: str, repo: str, ref: str | None, as_json: bool) -> None:
+    """Say whether a repository may be fetched, or a ref pushed."""
+    from km_core.compile.pipeline import data_from_file
+    from km_core.config import load_config
+    from km_core.policy.repos import ref_allowed, repo_allowed
+    from km_core.types import Verdict
+
+    access = (data_from_file(file, load_config())["spec"].get("sourceAccess")) or {}
+    github = access.get("github") or {}
+    try:
+        if access.get("mode") == "none":
+            verdict = Verdict(
+                allow=False, rule="sourceAccess.mode none", layer="git", reason="the profile allows no repository"
+            )
+        else:
+            verdict = repo_allowed(github.get("allowedRepos") or (), repo)
+            if verdict.allow and operation == "push" and ref:
+                verdict = ref_allowed(github.get("allowedRefs"), ref)
+    except ValueError as error:
+        raise UsageError(str(error), hint="write it as owner/name") from error
+    _show(verdict, as_json)
+
+
+@explain.command(epilog="Example: km explain usage --host api.anthropic.com --path /v1/messages --response r.json")
+@click.option("--host", required=True, help="Host that answered.")
+@click.option("--path", "target", required=True, help="Path that was asked for.")
+@click.option("--status", default=200, show_default=True, help="Status of the answer.")
+@click.option("--header", "headers", multiple=True, metavar="K: V", help="A header of the answer.")
+@click.option("--request", "request_file", type=_FILE, help="Body of the request.")
+@click.option("--response", "response_file", type=_FILE, required=True, help="Body of the answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (the default form).")
+def usage(
+    host: str,
+    target: str,
+    status: int,
+    headers: tuple[str, ...],
+    request_file: Path | None,
+    response_file: Path,
+    as_json: bool,
+) -> None:
+    """Price a recorded model call as the gate would."""
+    from km_core.config import load_config
+    from km_core.ledger import PriceTable
+    from km_core.ledger.money import format_usd
+    from km_core.lifecycle.prices import load_overlay
+    from km_core.plugins import load_plugins
+    from km_core.policy import canonical_name
+    from km_core.types import EndpointKind
+
+    name = canonical_name(host)
+    meter = next((m for m in load_plugins().meters().values() if name in m.hosts), None)
+    if meter is None:
+        raise NotFoundError(f"no installed meter owns the host {name}", hint="km plugins list")
+    parsed = _headers(headers)
+    endpoint = meter.endpoint("POST", target, {})
+    if endpoint.kind is EndpointKind.REFUSED:
+        raise UsageError(f"{target} is not a metered endpoint", why=endpoint.reason)
+    request = request_file.read_bytes() if request_file is not None else b"{}"
+    plan = meter.plan_call(endpoint, {}, request)
+    parser = meter.parser(endpoint, plan, status, parsed)
+    decoder = meter.decoder(parsed.get("content-encoding", ""))
+    with response_file.open("rb") as source:
+        while chunk := source.read(65536):
+            parser.feed(decoder.feed(chunk))
+    parser.feed(decoder.finish())
+    seen = parser.finish()
+    priced = PriceTable.load(load_overlay(load_config())).price(seen)
+    data: dict[str, Any] = {
+        "provider": seen.provider,
+        "model": seen.model,
+        "input_tokens": seen.input_tokens,
+        "output_tokens": seen.output_tokens,
+        "cache_read_tokens": seen.cache_read_tokens,
+        "cache_write_tokens": seen.cache_write_tokens,
+        "cost_usd": priced.cost_nusd / 1e9,
+        "priced": priced.rate_source != "fallback",
+        "rate_source": priced.rate_source,
+        "complete": seen.complete,
+    }
+    if as_json:
+        emit_json(data)
+        return
+    click.echo(
+        f"{seen.provider} {seen.model}: {seen.input_tokens} in, {seen.output_tokens} out, "
+        f"{seen.cache_read_tokens} cache read, {seen.cache_write_tokens} cache write: "
+        f"{format_usd(priced.cost_nusd)} ({priced.rate_source})"
+    )
+
+
+def _headers(items: tuple[str, ...]) -> dict[str, str]:
+    result = {}
+    for item in items:
+        name, colon, value = item.partition(":")
+        if not colon:
+            raise UsageError(f"--header wants 'K: V', not {item!r}")
+        result[name.strip().lower()] = value.strip()
+    return result

@@ -1,0 +1,167 @@
+"""
+The ``km`` command.
+
+The command table is data: ``km --help``, ``km --version`` and completion import neither a command's
+module nor a plugin.  Plugins add commands with entry points of the group ``km.commands``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TABLE: dict[str, tuple[str, str]] = {
+    "validate": ("km_core.cli.profile:validate", "Check profiles and say what is wrong, and where."),
+    "compile": ("km_core.cli.profile:compile_command", "Turn a profile into its plan, without touching anything."),
+    "create": ("km_core.cli.create:create", "Create a sandbox from a profile."),
+    "list": ("km_core.cli.fleet:list_command", "List sandboxes."),
+    "status": ("km_core.cli.fleet:status", "Show sandboxes: state, enforcement, spend by model."),
+    "exec": ("km_core.cli.access:exec_command", "Run a command inside; its exit code is passed through."),
+    "shell": ("km_core.cli.access:shell", "Open a shell inside."),
+    "logs": ("km_core.cli.observe:logs", "Show what a sandbox did, or only what was denied."),
+    "stop": ("km_core.cli.power:stop", "End a sandbox's processes; its files stay."),
+    "pause": ("km_core.cli.power:pause", "Freeze a sandbox."),
+    "resume": ("km_core.cli.power:resume", "Bring a stopped or paused sandbox back."),
+    "destroy": ("km_core.cli.power:destroy", "Remove sandboxes; their audit chains stay."),
+    "reconcile": ("km_core.cli.power:reconcile_command", "Remove what an interrupted operation left."),
+    "budget": ("km_core.cli.budget:budget", "Show and raise budgets."),
+    "secrets": ("km_core.cli.secrets:secrets", "Keep the credentials that the gate injects."),
+    "explain": ("km_core.cli.explain:explain", "Say what a profile allows, with the functions the wire uses."),
+    "plugins": ("km_core.cli.plugins:plugins", "Show installed plugins and why one is not used."),
+    "audit": ("km_core.cli.observe:audit", "Show and verify the audit chains."),
+    "doctor": ("km_core.cli.observe:doctor", "Check what this host can do."),
+    "daemon": ("km_core.cli.daemon:daemon", "Show, start or stop the control plane."),
+    "completion": ("km_core.cli.completion:completion", "Print a completion script for your shell."),
+    "_internal": ("km_core.cli.internal:internal", ""),
+}
+_ALIASES = {"ls": "list", "kill": "destroy", "start": "resume", "sh": "shell"}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every command's name, those of plugins from metadata only."""
+        names = [name for name in _TABLE if not name.startswith("_")]
+        return names + sorted(name for name in _plugin_commands() if name not in _TABLE)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        name = _ALIASES.get(cmd_name, cmd_name)
+        if name in _TABLE:
+            return _load(_TABLE[name][0])
+        entry = _plugin_commands().get(name)
+        return entry.load() if entry is not None else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list without importing anything."""
+        rows = [(name, text) for name, (_, text) in _TABLE.items() if text]
+        for name, entry in sorted(_plugin_commands().items()):
+            summary = entry.dist.metadata.get("Summary", "") if entry.dist is not None else ""
+            rows.append((name, summary))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Add a spelling suggestion to click's own message."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], [*self.list_commands(ctx), *_ALIASES], n=1)
+            hint = f" Did you mean {near[0]}?" if near else " km --help lists the commands."
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _load(target: str) -> click.Command:
+    module, _, name = target.partition(":")
+    command: click.Command = getattr(import_module(module), name)
+    return command
+
+
+def _plugin_commands() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group="km.commands")}
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from km_core import __version__
+
+    click.echo(f"km {__version__}")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: km validate profile.yaml, then km create profile.yaml",
+)
+@click.option(
+    "--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version and exit."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["trace", "debug", "info", "warn", "error"]),
+    default=None,
+    help="How much to log on stderr.",
+)
+def cli(log_level: str | None) -> None:
+    """Run AI agents in policy-driven sandboxes: what may be reached, spent and pushed is in a profile."""
+    if log_level is not None:
+        import os
+
+        os.environ["KM_LOG_LEVEL"] = log_level
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``km`` and return its exit code (spec/cli.md section 1.2); used as console script."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _run(arguments)
+    if argv is None:
+        sys.exit(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from km_core.errors import KmError
+
+    try:
+        result = cli.main(args=arguments, prog_name="km", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        return 130
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 1
+    except KmError as error:
+        from km_core.cli.output import show_error
+
+        show_error(error, as_json="--json" in arguments)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

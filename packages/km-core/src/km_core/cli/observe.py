@@ -1,0 +1,182 @@
+"""``km logs``, ``km audit`` and ``km doctor``."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from km_core.cli.output import emit_json, note, paint, table
+from km_core.errors import KmError, NotFoundError
+from km_core.types import is_sandbox_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from km_core.config import Config
+
+_STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
+
+
+@click.command(epilog="Example: km logs dev1 --denied")
+@click.argument("ref")
+@click.option("--denied", is_flag=True, help="Only what was refused.")
+@click.option("--stream", type=click.Choice(["audit", *_STREAMS]), default="audit", show_default=True)
+@click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends with 0.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def logs(ref: str, denied: bool, stream: str, follow: bool, as_json: bool) -> None:
+    """Show what sandbox REF did: every decision with its rule, or a process's own log."""
+    config, sandbox_id = _find(ref)
+    try:
+        if stream != "audit":
+            for line in _lines(config.sandbox_dir(sandbox_id) / "logs" / _STREAMS[stream], follow=follow):
+                click.echo(line)
+            return
+        for record in _records(config.audit_dir(sandbox_id), follow=follow):
+            if denied and record.get("verdict") != "deny":
+                continue
+            click.echo(json.dumps(record) if as_json else _readable(record))
+    except KeyboardInterrupt:
+        return
+
+
+@click.group()
+def audit() -> None:
+    """Show and verify the hash-chained record of every decision."""
+
+
+@audit.command()
+@click.argument("ref")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show(ref: str, as_json: bool) -> None:
+    """Show every record of sandbox REF, also of a destroyed one."""
+    config, sandbox_id = _find(ref)
+    records = list(_records(config.audit_dir(sandbox_id), follow=False))
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        click.echo(_readable(record))
+
+
+@audit.command()
+@click.argument("ref")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def verify(ctx: click.Context, ref: str, as_json: bool) -> None:
+    """Check the chains and the signed checkpoints of sandbox REF; exit code 1 when one is broken."""
+    from km_core.audit import verify_dir
+
+    config, sandbox_id = _find(ref)
+    key_file = config.home / "checkpoint.pub"
+    key = key_file.read_text(encoding="ascii").strip() if key_file.exists() else ""
+    report = verify_dir(config.audit_dir(sandbox_id), key)
+    if as_json:
+        emit_json(report.to_dict())
+    else:
+        for line in report.lines():
+            click.echo(line)
+    if not report.ok:
+        ctx.exit(1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check what this host can do; exit code 1 when something needed is missing."""
+    from km_core.plugins import load_plugins
+
+    results = []
+    for name, check in load_plugins().doctor_checks().items():
+        try:
+            found = check.run()
+            results.append((name, found.status, found.message, found.remediation))
+        except KmError as error:
+            results.append((name, "ERROR", str(error), error.hint))
+    if as_json:
+        emit_json([{"name": n, "status": s, "message": m, "remediation": r} for n, s, m, r in results])
+    else:
+        signs = {"OK": "✓", "WARN": "⚠", "ERROR": "✗", "SKIPPED": "-"}
+        table(["", "CHECK", "RESULT"], [[signs.get(s, "?"), n, m + (f" -> {r}" if r else "")] for n, s, m, r in results])
+        note(f"{sum(s == 'OK' for _, s, _, _ in results)} checks passed")
+    if any(status == "ERROR" for _, status, _, _ in results):
+        ctx.exit(1)
+
+
+def _find(ref: str) -> tuple[Config, str]:
+    """Resolve a reference; an id with audit files but no record (a destroyed sandbox) counts."""
+    from km_core.lifecycle.session import open_session
+
+    session = open_session()
+    try:
+        if is_sandbox_id(ref) and session.config.audit_dir(ref).is_dir():
+            return session.config, ref
+        return session.config, session.record(ref).id
+    finally:
+        session.close()
+
+
+def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
+    """Yield the records of every writer's chain by time; with *follow*, go on."""
+    positions: dict[Path, int] = {}
+    while True:
+        batch: list[dict[str, Any]] = []
+        for path in sorted(directory.glob("*.jsonl")):
+            if path.name == "checkpoints.jsonl":
+                continue
+            with path.open("rb") as source:
+                source.seek(positions.get(path, 0))
+                for line in source:
+                    if not line.endswith(b"\n"):
+                        break
+                    positions[path] = positions.get(path, 0) + len(line)
+                    batch.append(_parse(line, path))
+        yield from sorted(batch, key=lambda record: str(record.get("time", "")))
+        if not follow:
+            return
+        time.sleep(0.3)
+
+
+def _parse(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    return record if isinstance(record, dict) else {"kind": "unreadable_record", "writer": path.stem}
+
+
+def _lines(path: Path, *, follow: bool) -> Iterator[str]:
+    if not path.exists():
+        raise NotFoundError("there is no such log", where=path.name)
+    with path.open(encoding="utf-8", errors="replace") as source:
+        while True:
+            line = source.readline()
+            if line:
+                yield line.rstrip("\n")
+            elif follow:
+                time.sleep(0.3)
+            else:
+                return
+
+
+def _readable(record: dict[str, Any]) -> str:
+    verdict = str(record.get("verdict") or "")
+    words = [str(record.get("time", "")), f"{record.get('writer', ''):<5}"]
+    if verdict:
+        words.append(paint(f"{verdict:<5}", verdict))
+    words.append(str(record.get("layer") or record.get("kind") or ""))
+    name = str(record.get("name") or "")
+    address = str(record.get("address") or "")
+    port = f":{record['port']}" if record.get("port") else ""
+    words.append(f"{name or address}{port}")
+    if record.get("rule"):
+        words.append(f"[{record['rule']}]")
+    if record.get("reason"):
+        words.append(str(record["reason"]))
+    if int(record.get("count", 1) or 1) > 1:
+        words.append(f"(x{record['count']})")
+    return " ".join(word for word in words if word)

@@ -1,0 +1,228 @@
+"""From a merged profile to a plan: pure and deterministic."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING, Any
+
+from km_core.compile.duration import parse_duration, parse_ttl
+from km_core.errors import PlanError
+from km_core.ledger.money import parse_usd
+from km_core.plan import (
+    AddressRule,
+    BudgetPlan,
+    GitPlan,
+    HostRule,
+    LifecyclePlan,
+    LimitsPlan,
+    NetworkPlan,
+    PlanFile,
+    SandboxPlan,
+    WorkloadPlan,
+)
+from km_core.policy import NetworkPolicy, compile_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from km_core.types import GroupResolution, Meter
+
+
+def draft_plan(
+    data: Mapping[str, Any],
+    *,
+    digest: str,
+    substrate: str,
+    groups: Sequence[GroupResolution],
+    meters: Iterable[Meter],
+    limits: LimitsPlan,
+    inert: Sequence[str] = (),
+) -> SandboxPlan:
+    """
+    Make the plan of a merged, valid profile.
+
+    Args:
+        data: the merged document with its defaults filled in.
+        digest: SHA-256 of the effective profile.
+        substrate: where it will run.
+        groups: what the profile's egress groups resolved to.
+        meters: providers whose placeholder variables clients need.
+        limits: resource limits, already resolved.
+        inert: fields that have no meaning on this substrate, listed in the plan.
+    """
+    metadata, spec = data["metadata"], data["spec"]
+    network = network_plan(spec["network"], groups)
+    return SandboxPlan(
+        profile=metadata["name"],
+        profile_digest=digest,
+        prefix=metadata.get("prefix") or "sb",
+        substrate=substrate,
+        labels=tuple(sorted((metadata.get("labels") or {}).items())),
+        lifecycle=_lifecycle(spec["lifecycle"]),
+        workload=_workload(spec["execution"], network, groups, meters, ai_ceiling="ai" in (spec.get("budget") or {})),
+        network=network,
+        git=_git(spec.get("sourceAccess") or {}),
+        budget=_budget(spec.get("budget") or {}),
+        limits=limits,
+        requirements=("km-core", "km-embedded", "km-host", "km-net-proxy", f"km-substrate-{substrate}"),
+        inert=tuple(sorted(inert)),
+    )
+
+
+def network_plan(section: Mapping[str, Any], groups: Sequence[GroupResolution]) -> NetworkPlan:
+    """Return the one form of the two lists that every layer consumes (spec/network.md section 1)."""
+    egress = section.get("egress") or {}
+    hosts: list[HostRule] = []
+    addresses: list[AddressRule] = []
+    for index, entry in enumerate(egress.get("allowedHosts") or ()):
+        source = f"spec.network.egress.allowedHosts[{index}] {entry}"
+        if entry.startswith("@"):
+            continue
+        address = _address(entry)
+        if address is not None:
+            addresses.append(AddressRule(cidr=address, source=source))
+        else:
+            hosts.append(_rule(entry, dns_list=False, source=source))
+    for index, entry in enumerate(egress.get("allowedDNSSuffixes") or ()):
+        source = f"spec.network.egress.allowedDNSSuffixes[{index}] {entry}"
+        hosts.append(_rule(entry, dns_list=True, source=source))
+    for group in groups:
+        for entry in group.hosts:
+            host, _, port = entry.rpartition(":")
+            hosts.append(HostRule(pattern=host, kind="exact", ports=(int(port),), source=f"{group.name} {entry}"))
+        addresses += [
+            AddressRule(cidr=cidr, host=host, source=f"{group.name} {host}") for host, cidr in group.private
+        ]
+    return NetworkPlan(
+        enforcement=section.get("enforcement") or "proxy",
+        https_only=bool(section.get("httpsOnly")),
+        hosts=tuple(hosts),
+        addresses=tuple(addresses),
+        groups=tuple(groups),
+    )
+
+
+def resolve_limits(
+    config: Mapping[str, Any], *, memory: str | None, cpus: float | None, pids: int | None
+) -> LimitsPlan:
+    """
+    Return the resource limits: flags over configuration over half the host and 512 processes.
+
+    What a flag or the configuration names is *explicit*: it is enforced or the create is refused.
+
+    Raises:
+        PlanError: a size cannot be read.
+    """
+    explicit = []
+    chosen_memory = memory if memory is not None else config.get("memory")
+    chosen_cpus = cpus if cpus is not None else config.get("cpus")
+    chosen_pids = pids if pids is not None else config.get("pids")
+    for name, value in (("memory", chosen_memory), ("cpus", chosen_cpus), ("pids", chosen_pids)):
+        if value is not None:
+            explicit.append(name)
+    if (chosen_cpus is not None and chosen_cpus <= 0) or (chosen_pids is not None and chosen_pids < 1):
+        raise PlanError("limits must be above 0", where="limits")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return LimitsPlan(
+        memory_bytes=parse_size(str(chosen_memory)) if chosen_memory is not None else total // 2,
+        cpus=float(chosen_cpus) if chosen_cpus is not None else max(1.0, (os.cpu_count() or 2) / 2),
+        pids=int(chosen_pids) if chosen_pids is not None else 512,
+        explicit=tuple(explicit),
+    )
+
+
+def parse_size(text: str) -> int:
+    """
+    Return bytes of ``512M``, ``2G``, ``1.5GiB`` or a plain number; units are powers of 1024.
+
+    Raises:
+        PlanError: the text is no size, or it is below 16 MiB.
+    """
+    import re
+
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(?:i?[bB])?", text.strip())
+    if match is None:
+        raise PlanError(f"{text!r} is not a size", where="limits.memory", hint="write 512M or 2G")
+    factor = 1024 ** "kmgt".index(match[2].lower()) * 1024 if match[2] else 1
+    size = int(float(match[1]) * factor)
+    if size < 16 * 1024 * 1024:
+        raise PlanError(f"{text} is too little memory to run anything", where="limits.memory", hint="use 64M or more")
+    return size
+
+
+def _rule(entry: str, *, dns_list: bool, source: str) -> HostRule:
+    rule = compile_pattern(entry, dns_list=dns_list)
+    return HostRule(pattern=rule.pattern, kind=rule.kind, ports=rule.ports, source=source)
+
+
+def _address(entry: str) -> str | None:
+    try:
+        network = ipaddress.ip_network(entry)
+    except ValueError:
+        return None
+    return str(network)
+
+
+def _lifecycle(section: Mapping[str, Any]) -> LifecyclePlan:
+    longest = section.get("maxLifetime")
+    return LifecyclePlan(
+        ttl_s=parse_ttl(section["ttl"]),
+        idle_timeout_s=parse_duration(section["idleTimeout"]),
+        max_lifetime_s=parse_duration(longest) if longest else None,
+        teardown=section["teardownPolicy"],
+    )
+
+
+def _workload(
+    section: Mapping[str, Any],
+    network: NetworkPlan,
+    groups: Sequence[GroupResolution],
+    meters: Iterable[Meter],
+    *,
+    ai_ceiling: bool,
+) -> WorkloadPlan:
+    meters = tuple(meters)
+    policy = NetworkPolicy.from_plan(
+        network, ai_ceiling=ai_ceiling, metered_hosts=[host for meter in meters for host in meter.hosts]
+    )
+    env: dict[str, str] = {}
+    for meter in meters:
+        rule = meter.injection
+        if rule is not None and any(policy.connect(host, 443, "tls").allow for host in meter.hosts):
+            env.update(rule.env)
+    for group in groups:
+        env.update(group.env)
+    env.update(section.get("env") or {})
+    return WorkloadPlan(
+        shell=section["shell"],
+        working_dir=section["workingDir"],
+        env=tuple(sorted(env.items())),
+        files=tuple(
+            PlanFile(path=path, content=content) for path, content in (section.get("configFiles") or {}).items()
+        ),
+        init_commands=tuple(section.get("initCommands") or ()),
+        privileged=bool(section.get("privileged")),
+    )
+
+
+def _git(section: Mapping[str, Any]) -> GitPlan:
+    github = section.get("github") or {}
+    refs = github.get("allowedRefs")
+    return GitPlan(
+        mode=section.get("mode") or "none",
+        repos=tuple(github.get("allowedRepos") or ()),
+        refs=tuple(refs) if refs is not None else None,
+    )
+
+
+def _budget(section: Mapping[str, Any]) -> BudgetPlan:
+    def limit(pool: str) -> int | None:
+        part = section.get(pool)
+        return None if part is None else parse_usd(str(part["maxSpendUSD"]))
+
+    return BudgetPlan(
+        ai_limit_nusd=limit("ai"),
+        compute_limit_nusd=limit("compute"),
+        warning_threshold=float(section.get("warningThreshold") or 0.8),
+    )
