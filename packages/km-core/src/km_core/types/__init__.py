@@ -7,7 +7,16 @@ from km_core.types.claim import Answer, Claim
 from km_core.types.event import Delivery, Event
 from km_core.types.group import EgressGroup, GroupResolution
 from km_core.types.ids import is_alias, is_sandbox_id, new_sandbox_id
-from km_core.types.meter import CallPlan, Endpoint, EndpointKind, InjectionRule, Meter, UsageParser
+from km_core.types.meter import (
+    CallPlan,
+    Decoder,
+    Endpoint,
+    EndpointKind,
+    InjectionRule,
+    Meter,
+    ResponseFilter,
+    UsageParser,
+)
 from km_core.types.problem import Problem, Severity
 from km_core.types.sandbox import SandboxRecord, SandboxState
 from km_core.types.sidecar import Sidecar
@@ -19,6 +28,7 @@ __all__ = [
     "CallPlan",
     "CheckResult",
     "Claim",
+    "Decoder",
     "Delivery",
     "DoctorCheck",
     "EgressGroup",
@@ -29,6 +39,7 @@ __all__ = [
     "InjectionRule",
     "Meter",
     "Problem",
+    "ResponseFilter",
     "SandboxRecord",
     "SandboxState",
     "Severity",

@@ -28,11 +28,18 @@ class EndpointKind(StrEnum):
 
 @frozen
 class Endpoint:
-    """A recognised endpoint of a provider: *name* such as ``messages`` or ``responses``."""
+    """
+    A recognised endpoint of a provider: *name* such as ``messages`` or ``responses``.
+
+    Attributes:
+        reason: why a refused endpoint is refused.
+        model: model id that the path names (Azure deployments); empty when it names none.
+    """
 
     name: str
     kind: EndpointKind
     reason: str = ""
+    model: str = ""
 
 
 @frozen
@@ -68,11 +75,15 @@ class CallPlan:
         output_limit: output limit the request asks for (times the number of choices), or the
             model's maximum when absent.
         choices: number of completions asked for; output is billed for each.
-        min_output: lowest output limit the request may be clamped to.
+        min_output: lowest output limit the request may be clamped to, counted as *output_limit* is
+            (for all choices together).
         server_tool_uses: how many billed server-tool calls the request permits; -1 is unbounded.
         strips_usage_chunk: the meter added a usage chunk that must not reach the client.
         body: the body to send when the output limit stays as asked (may differ from the client's).
         refusal: why the call cannot be bounded (then it is refused under a ceiling), else empty.
+        cache_write: dearest prompt-cache write the request can cause: ``none``, ``5m`` or ``1h``.
+        multipliers: price multipliers the request can cause, by their names in the price table
+            (``service_tier:priority``, ``speed:fast``, ``inference_geo:us``).
     """
 
     model: str
@@ -85,6 +96,8 @@ class CallPlan:
     server_tool_uses: int = 0
     strips_usage_chunk: bool = False
     refusal: str = ""
+    cache_write: str = "1h"
+    multipliers: tuple[str, ...] = ()
 
 
 class UsageParser(Protocol):
@@ -95,6 +108,27 @@ class UsageParser(Protocol):
 
     def finish(self) -> Usage:
         """Return the usage seen; may be called once, at the end or where the stream broke off."""
+
+
+class Decoder(Protocol):
+    """
+    Undoes a response's ``Content-Encoding`` incrementally; never raises.
+
+    Attributes:
+        failed: the coding is unknown or the data damaged; what came out before stays valid, nothing
+            more will come, and the usage counts as incomplete.
+        pending: output is held back because one piece is bounded; ``feed(b"")`` returns the next
+            piece.  `finish` returns what is left, whether or not pieces were asked for.
+    """
+
+    failed: bool
+    pending: bool
+
+    def feed(self, data: bytes) -> bytes:
+        """Take encoded bytes, return decoded ones (one bounded piece)."""
+
+    def finish(self) -> bytes:
+        """Return what is left at the end of the body or where it broke off."""
 
 
 class ResponseFilter(Protocol):
@@ -143,6 +177,9 @@ class Meter(Protocol):
         *km* becomes the ``km`` member (DESIGN section 11); the status is 403 except for
         ``control_plane_unavailable`` (503).
         """
+
+    def decoder(self, content_encoding: str) -> Decoder:
+        """Return a decoder for a response's ``Content-Encoding`` value (empty is identity)."""
 
     def response_filter(self, plan: CallPlan) -> ResponseFilter | None:
         """Return a filter that removes what the meter added to the request, or None."""

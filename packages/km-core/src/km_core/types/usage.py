@@ -13,6 +13,13 @@ class Usage:
     `cache_write_1h_tokens` is a part of `cache_write_tokens`; `reasoning_tokens` is a part of
     `output_tokens`, for information only.  `complete` says that the provider's final figures were
     seen; otherwise `estimated_output_tokens` is a bound made from what was streamed.
+
+    Attributes:
+        estimated_input_tokens: input bound of the request, when the answer broke off before it said
+            anything about its input; 0 otherwise.
+        output_bound_tokens: output limit of the request, when the answer broke off and may have
+            billed output that it does not show (hidden reasoning, a lost JSON body); 0 otherwise.
+        multipliers: price multipliers the answer names, such as ``service_tier:priority``.
     """
 
     provider: str
@@ -30,3 +37,6 @@ class Usage:
     service_tier: str = ""
     response_id: str = ""
     notes: tuple[str, ...] = ()
+    estimated_input_tokens: int = 0
+    output_bound_tokens: int = 0
+    multipliers: tuple[str, ...] = ()
