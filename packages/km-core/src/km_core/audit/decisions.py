@@ -1,0 +1,135 @@
+"""Decisions into a chain: all of them, equal ones within a second as one record with a count."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from km_core.audit.chain import ChainWriter
+    from km_core.types import Verdict
+
+_Key = tuple[str, bool, str, str, str, int, str]
+
+
+@define
+class _Repeat:
+    ends: float
+    reason: str
+    count: int = 0
+
+
+class DecisionLog:
+    """
+    Never samples: the first of equal decisions is written at once, what follows within the window is
+    counted and written as one record when the window ends.  The counts of a key's records add up to the
+    number of decisions.
+
+    Args:
+        chain: where records go.
+        clock: monotonic seconds.
+        window_s: how long equal decisions are gathered.
+        max_keys: how many distinct decisions may be open at once; beyond, all are written out.
+    """
+
+    def __init__(
+        self,
+        chain: ChainWriter,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        window_s: float = 1.0,
+        max_keys: int = 16384,
+    ) -> None:
+        self._chain = chain
+        self._clock = clock
+        self._window_s = window_s
+        self._max_keys = max_keys
+        self._open: dict[_Key, _Repeat] = {}
+
+    def record(
+        self,
+        verdict: Verdict,
+        *,
+        kind: str,
+        name: str = "",
+        address: str = "",
+        port: int = 0,
+        detail: str = "",
+    ) -> None:
+        """
+        Record one decision.
+
+        Args:
+            verdict: what was decided.
+            kind: ``dns_query``, ``connect``, ``http_request`` ...
+            name: the host name, canonical where it has a canonical form.
+            address: the address, for literals and dialled addresses.
+            port: TCP port; 0 when there is none.
+            detail: what else tells decisions apart (a query type, a method and path).
+
+        Raises:
+            AuditError: it cannot be written; the caller refuses what was asked.
+        """
+        key = (kind, verdict.allow, verdict.rule, name, address, port, detail)
+        now = self._clock()
+        repeat = self._open.get(key)
+        if repeat is not None:
+            if now < repeat.ends:
+                repeat.count += 1
+                return
+            self._write_repeats(key, repeat)
+            del self._open[key]
+        elif len(self._open) >= self._max_keys:
+            self.flush(everything=True)
+        self._write(key, verdict.reason, verdict.layer, 1)
+        self._open[key] = _Repeat(now + self._window_s, f"{verdict.layer}\0{verdict.reason}")
+
+    def flush(self, *, everything: bool = False) -> None:
+        """
+        Write the counts of windows that have ended; call it a few times a second.
+
+        Args:
+            everything: end all windows now (a checkpoint, the end of the process).
+
+        Raises:
+            AuditError: a record cannot be written; what is unwritten stays counted.
+        """
+        now = self._clock()
+        # Windows open in order and are equally long: the first that has not ended ends the search.
+        while self._open:
+            key = next(iter(self._open))
+            repeat = self._open[key]
+            if not everything and now < repeat.ends:
+                return
+            self._write_repeats(key, repeat)
+            del self._open[key]
+
+    def _write_repeats(self, key: _Key, repeat: _Repeat) -> None:
+        if repeat.count:
+            layer, _, reason = repeat.reason.partition("\0")
+            self._write(key, reason, layer, repeat.count)
+            repeat.count = 0
+
+    def _write(self, key: _Key, reason: str, layer: str, count: int) -> None:
+        kind, allow, rule, name, address, port, detail = key
+        event: dict[str, Any] = {
+            "kind": kind,
+            "layer": layer,
+            "verdict": "allow" if allow else "deny",
+            "rule": rule,
+            "reason": reason,
+            "count": count,
+        }
+        if name:
+            event["name"] = name
+        if address:
+            event["address"] = address
+        if port:
+            event["port"] = port
+        if detail:
+            event["detail"] = detail
+        self._chain.append(event)
