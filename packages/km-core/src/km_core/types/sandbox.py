@@ -30,7 +30,8 @@ class SandboxRecord:
     One sandbox.
 
     Times are Unix seconds (float, UTC); 0 means never.  `boot_id` is the kernel boot in which the
-    sandbox was last started: after a reboot a sandbox that was running is stopped.
+    sandbox was last started: after a reboot a sandbox that was running is stopped.  While a sandbox is
+    paused or stopped its TTL stands still: `expires_at` is 0 and `ttl_remaining_s` what was left of it.
     """
 
     id: str
@@ -55,6 +56,7 @@ class SandboxRecord:
     resources: dict[str, Any] = field(factory=dict)
     plan_digest: str = ""
     version: int = 0
+    ttl_remaining_s: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain JSON data."""
