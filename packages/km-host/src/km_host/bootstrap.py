@@ -92,7 +92,8 @@ def _endpoint(text: str) -> str:
         number = int(port)
     except ValueError as error:
         raise ConfigError(
-            f"upstream_dns must be ADDRESS[:PORT], not {text!r}", hint="for example 9.9.9.9 or [2620:fe::fe]:53"
+            f"upstream_dns must be ADDRESS[:PORT], not {text!r}",
+            hint="for example 9.9.9.9 or [2620:fe::fe]:53",
         ) from error
     return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
 

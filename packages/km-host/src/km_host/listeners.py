@@ -215,7 +215,7 @@ def _tool(name: str, package: str) -> str:
 
 def _run(argv: list[str], text: str) -> str:
     """Run a program with *text* as input; returns its complaint, empty when it succeeded."""
-    done = subprocess.run(  # noqa: S603 - fixed programs, found on a fixed path
+    done = subprocess.run(
         argv, input=text, text=True, capture_output=True, check=False, timeout=20, env={"PATH": SYSTEM_PATH}
     )
     return "" if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
@@ -271,7 +271,9 @@ def _socket(kind: socket.SocketKind, port: int, *, transparent: bool) -> socket.
     try:
         sock = socket.socket(socket.AF_INET6, kind)
     except OSError as error:
-        raise ListenerError(f"the kernel has no IPv6, which the dual-stack listeners need: {error}") from error
+        raise ListenerError(
+            f"the kernel has no IPv6, which the dual-stack listeners need: {error}"
+        ) from error
     try:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if transparent:
