@@ -17,6 +17,7 @@ class Usage:
     Attributes:
         estimated_input_tokens: input bound of the request, when the answer broke off before it said
             anything about its input; 0 otherwise.
+        estimated_cache_write: dearest cache write that input may have been: ``none``, ``5m``, ``1h``.
         output_bound_tokens: output limit of the request, when the answer broke off and may have
             billed output that it does not show (hidden reasoning, a lost JSON body); 0 otherwise.
         multipliers: price multipliers the answer names, such as ``service_tier:priority``.
@@ -38,5 +39,6 @@ class Usage:
     response_id: str = ""
     notes: tuple[str, ...] = ()
     estimated_input_tokens: int = 0
+    estimated_cache_write: str = "1h"
     output_bound_tokens: int = 0
     multipliers: tuple[str, ...] = ()
