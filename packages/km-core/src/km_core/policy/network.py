@@ -75,6 +75,7 @@ class NetworkPolicy:
         self._addresses: dict[tuple[int, int], dict[int, list[_AddressEntry]]] = {}
         self._exceptions: dict[str, list[_AddressEntry]] = {}
         self._metered: frozenset[str] = frozenset()
+        self._no_rule = Verdict(False, "builtin:default-deny", "dns", _NO_RULE)
         self._shared: dict[tuple[bool, str, str, str], Verdict] = {}
 
     @classmethod
@@ -189,6 +190,21 @@ class NetworkPolicy:
             )
         return None
 
+    def _first(self, name: str) -> _Ports | None:
+        """Return the first of `_rules`, without a generator: most names match nothing, and many are asked."""
+        found = self._exact.get(name) or self._suffix.get(name)
+        if found is not None:
+            return found
+        suffix, subdomains = self._suffix, self._subdomains
+        at = name.find(".")
+        while at >= 0:
+            parent = name[at + 1 :]
+            found = suffix.get(parent) or subdomains.get(parent)
+            if found is not None:
+                return found
+            at = name.find(".", at + 1)
+        return self._any
+
     def _rules(self, name: str) -> Iterable[_Ports]:
         """Yield what the rules that match a canonical name open, the most specific first."""
         found = self._exact.get(name)
@@ -219,11 +235,11 @@ class NetworkPolicy:
             return Verdict(False, "builtin:malformed-name", "dns", str(error))
         if name == INSIDE_NAME:
             return self._verdict(True, "builtin:inside-api", "dns", "the sandbox's own services")
-        for ports in self._rules(name):
-            denied = self._guard(name, "dns")
-            return denied or self._verdict(True, ports.first(), "dns", "allowed by the profile")
-        # The guard is asked here too, so that a denial is explained by its strongest reason.
-        return self._guard(name, "dns") or self._verdict(False, "builtin:default-deny", "dns", _NO_RULE)
+        ports = self._first(name)
+        if ports is None:
+            return self._no_rule
+        denied = self._guard(name, "dns")
+        return denied or self._verdict(True, ports.first(), "dns", "allowed by the profile")
 
     def connect(self, name: str, port: int, layer: str = "connect") -> Verdict:
         """
@@ -242,17 +258,17 @@ class NetworkPolicy:
             if port == INSIDE_PORT:
                 return self._verdict(True, "builtin:inside-api", layer, "the sandbox's own services")
             return Verdict(False, "builtin:port", layer, f"km.internal serves port {INSIDE_PORT} only")
+        if self._first(name) is None:
+            return self._verdict(False, "builtin:default-deny", layer, _NO_RULE)
         denied = self._guard(name, layer)
         if denied is not None:
             return denied
-        matched: str | None = None
+        matched = ""
         for ports in self._rules(name):
             source = ports.by_port.get(port)
             if source is not None:
                 return self._verdict(True, source, layer, "allowed by the profile")
             matched = matched or ports.first()
-        if matched is None:
-            return self._verdict(False, "builtin:default-deny", layer, _NO_RULE)
         if port == 80 and self.https_only:
             return self._verdict(False, "builtin:https-only", layer, "the profile allows HTTPS only")
         return Verdict(False, "builtin:port", layer, f"{matched} does not allow port {port}")

@@ -1,0 +1,408 @@
+"""
+The DNS server of a gate, on a socket that was handed in.
+
+Denied names are answered on the spot and never leave.  Allowed ones are looked up outside, judged
+(`NetworkPolicy.resolved`), and answered with the sandbox's synthetic address of that name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+import socket
+import time
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from km_core.errors import KmError
+from km_core.policy import INSIDE_NAME
+from km_core.types import Verdict
+from km_net_proxy.dns import answer as wire
+from km_net_proxy.dns.answer import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, SERVFAIL, A, MalformedError
+from km_net_proxy.dns.names import INSIDE_HOST, v4_of, v6_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from km_core.policy import NetworkPolicy
+    from km_net_proxy.dns.names import SyntheticNames
+    from km_net_proxy.dns.upstream import Resolver
+
+MAX_TTL = 60
+_BATCH = 64
+_MAX_QUERY = 2048
+_ANCILLARY = socket.CMSG_SPACE(20)
+_DNS_PORTS = frozenset({0, 53, 853, 5353})
+_REMEMBERED = 8192
+_TCP_IDLE_S = 10.0
+_TCP_QUERIES = 1000
+_V4_PTR = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa\Z")
+_V6_PTR = re.compile(r"((?:[0-9a-f]\.){32})ip6\.arpa\Z")
+_REVERSE = Verdict(True, "builtin:synthetic-address", "dns", "an address of km's own")
+_MALFORMED = Verdict(False, "builtin:malformed-name", "dns", "a label holds a dot")
+
+
+@frozen
+class Lookup:
+    """A query that cannot be answered before the upstream has been asked."""
+
+    packet: bytes
+    question: wire.Question
+    name: str
+    verdict: Verdict
+
+
+class DnsServer:
+    """
+    Answers one sandbox's queries.
+
+    Args:
+        policy: the compiled policy; assign `policy` to change it.
+        names: the sandbox's synthetic addresses.
+        resolver: asks the outside.
+        on_decision: called as ``on_decision(verdict, name, qtype)`` before each answer that carries a
+            decision; when it raises `KmError` the answer is SERVFAIL.
+        passthrough: answer with the real, judged addresses instead of synthetic ones.
+        max_waiting: lookups under way; beyond, the answer is SERVFAIL.
+        clock: monotonic seconds.
+
+    Attributes:
+        open: False while the gate holds no lease: every query gets SERVFAIL.
+        dropped: datagrams that were not answered because they were no queries.
+    """
+
+    def __init__(
+        self,
+        policy: NetworkPolicy,
+        names: SyntheticNames,
+        resolver: Resolver,
+        on_decision: Callable[[Verdict, str, int], None],
+        *,
+        passthrough: bool = False,
+        max_waiting: int = 512,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.open = True
+        self.dropped = 0
+        self._policy = policy
+        self._names = names
+        self._resolver = resolver
+        self._on_decision = on_decision
+        self._passthrough = passthrough
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._verdicts: dict[bytes, tuple[Verdict, str]] = {}
+        self._fresh: dict[str, tuple[float, int]] = {}
+        self._opts: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sock: socket.socket | None = None
+        self._plain_opt = wire.opt_record()
+
+    @property
+    def policy(self) -> NetworkPolicy:
+        """The policy in force; assigning another takes effect with the next query."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: NetworkPolicy) -> None:
+        self._policy = policy
+        self._verdicts.clear()
+        self._fresh.clear()
+
+    def attach(self, sock: socket.socket) -> None:
+        """
+        Serve a bound UDP socket from the running loop; the caller keeps owning it.
+
+        Args:
+            sock: a dual-stack IPv6 socket (answers leave from the address that was asked), or an IPv4
+                socket bound to one address.
+        """
+        sock.setblocking(False)
+        self._sock = sock
+        loop = asyncio.get_running_loop()
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            loop.add_reader(sock.fileno(), self._readable_any, sock)
+        else:
+            loop.add_reader(sock.fileno(), self._readable_bound, sock)
+
+    async def close(self) -> None:
+        """Stop serving the attached socket and end the lookups under way."""
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _readable_any(self, sock: socket.socket) -> None:
+        for _ in range(_BATCH):
+            try:
+                packet, control, flags, peer = sock.recvmsg(_MAX_QUERY, _ANCILLARY)
+            except OSError:
+                return
+            if flags & socket.MSG_TRUNC or peer[1] in _DNS_PORTS:
+                self.dropped += 1
+                continue
+            # The packet info says which address was asked; sent back, it is the answer's source.
+            info = [item for item in control if item[1] == socket.IPV6_PKTINFO]
+            result = self.respond(packet)
+            if isinstance(result, bytes):
+                # A try statement costs nothing here, contextlib.suppress a microsecond.
+                try:  # noqa: SIM105 - see above
+                    sock.sendmsg((result,), info, 0, peer)
+                except OSError:
+                    pass
+            elif result is not None:
+                self._start(result, functools.partial(_send_from, sock, info, peer))
+
+    def _readable_bound(self, sock: socket.socket) -> None:
+        for _ in range(_BATCH):
+            try:
+                packet, peer = sock.recvfrom(_MAX_QUERY)
+            except OSError:
+                return
+            if peer[1] in _DNS_PORTS:
+                self.dropped += 1
+                continue
+            result = self.respond(packet)
+            if isinstance(result, bytes):
+                try:  # noqa: SIM105 - as above
+                    sock.sendto(result, peer)
+                except OSError:
+                    pass
+            elif result is not None:
+                self._start(result, functools.partial(_send_to, sock, peer))
+
+    def _start(self, lookup: Lookup, send: Callable[[bytes], object]) -> None:
+        if len(self._tasks) >= self._max_waiting:
+            with contextlib.suppress(OSError):
+                send(self._failure(lookup.packet, lookup.question, "too many lookups are under way"))
+            return
+        task = asyncio.get_running_loop().create_task(self._finish(lookup, send))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, lookup: Lookup, send: Callable[[bytes], object]) -> None:
+        data = await self.look_up(lookup)
+        question = lookup.question
+        data = wire.truncate(data, question.end, question.limit, self._plain_opt if question.edns else b"")
+        with contextlib.suppress(OSError):
+            send(data)
+
+    async def handle_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """
+        Serve DNS over TCP (RFC 7766) on a connection the gate accepted at port 53; closes it at the end.
+
+        The same answers as over UDP; ten idle seconds, a thousand queries or a broken message end it.
+        """
+        try:
+            for _ in range(_TCP_QUERIES):
+                async with asyncio.timeout(_TCP_IDLE_S):
+                    length = int.from_bytes(await reader.readexactly(2), "big")
+                    packet = await reader.readexactly(length)
+                result = self.respond(packet)
+                if result is None:
+                    break
+                data = result if isinstance(result, bytes) else await self.look_up(result)
+                writer.write(len(data).to_bytes(2, "big") + data)
+                async with asyncio.timeout(_TCP_IDLE_S):
+                    await writer.drain()
+        except (OSError, EOFError, TimeoutError):
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def respond(self, packet: bytes) -> bytes | Lookup | None:
+        """
+        Answer a query, as far as that is possible at once.
+
+        Returns:
+            The answer; or the lookup to be finished by `look_up`; or None when nothing may be sent.
+        """
+        try:
+            question = wire.read_query(packet)
+        except MalformedError as error:
+            return None if error.rcode is None else wire.header_only(packet, error.rcode)
+        edns = question.edns
+        if question.bad_version:
+            return wire.empty_answer(packet, question.end, NOERROR, wire.opt_record(rcode=wire.BADVERS))
+        if not self.open:
+            opt = (
+                wire.opt_record(ede=wire.EDE_NOT_READY, text="the control plane is unavailable")
+                if edns
+                else b""
+            )
+            return wire.empty_answer(packet, question.end, SERVFAIL, opt)
+        if question.qclass != wire.CLASS_IN:
+            return wire.empty_answer(packet, question.end, REFUSED, self._plain_opt if edns else b"")
+        try:
+            return self._decide(packet, question)
+        except KmError:
+            return self._failure(packet, question, "the decision could not be recorded")
+
+    def _decide(self, packet: bytes, question: wire.Question) -> bytes | Lookup:
+        known = self._verdicts.get(question.key)
+        if known is None:
+            known = self._judge(question.key)
+        verdict, name = known
+        qtype, end = question.qtype, question.end
+        if not verdict.allow:
+            if qtype == PTR:
+                reverse = self._reverse(packet, question)
+                if reverse is not None:
+                    return reverse
+            self._on_decision(verdict, name, qtype)
+            return wire.empty_answer(packet, end, NXDOMAIN, self._blocked(verdict) if question.edns else b"")
+        opt = self._plain_opt if question.edns else b""
+        self._on_decision(verdict, name, qtype)
+        if qtype in wire.REFUSED_TYPES:
+            return wire.empty_answer(packet, end, REFUSED, opt)
+        if qtype not in {A, AAAA}:
+            # No other type leaves: the name's existence is not asked for, the answer says "none of these".
+            return wire.empty_answer(packet, end, NOERROR, opt)
+        if name == INSIDE_NAME:
+            return self._synthetic(packet, question, INSIDE_HOST, MAX_TTL)
+        if self._passthrough:
+            return Lookup(packet, question, name, verdict)
+        fresh = self._fresh.get(name)
+        if fresh is not None:
+            left = fresh[0] - self._clock()
+            if left > 0:
+                return self._synthetic(packet, question, fresh[1], max(int(left), 1))
+            del self._fresh[name]
+        return Lookup(packet, question, name, verdict)
+
+    def _judge(self, key: bytes) -> tuple[Verdict, str]:
+        name = wire.name_text(key)
+        if name is None:
+            return _MALFORMED, _printable(key.decode("latin-1"))
+        known = self._policy.name(name), name if name.isascii() and name.isprintable() else _printable(name)
+        if len(self._verdicts) >= _REMEMBERED:
+            self._verdicts.clear()
+        self._verdicts[key] = known
+        return known
+
+    async def look_up(self, lookup: Lookup) -> bytes:
+        """Finish a `Lookup`: ask outside, judge, assign, answer."""
+        try:
+            if self._passthrough:
+                return await self._real(lookup)
+            return await self._resolve(lookup)
+        except (KmError, OSError):
+            return self._failure(lookup.packet, lookup.question, "the name could not be answered")
+
+    async def _resolve(self, lookup: Lookup) -> bytes:
+        packet, question, name = lookup.packet, lookup.question, lookup.name
+        opt = self._plain_opt if question.edns else b""
+        resolution = await self._resolver.resolve(name)
+        if resolution.rcode == SERVFAIL:
+            return self._failure(packet, question, "the upstream resolver does not answer")
+        if resolution.rcode == NXDOMAIN or not resolution.addresses:
+            return wire.empty_answer(packet, question.end, resolution.rcode, opt)
+        if not resolution.override and not self._any_allowed(name, resolution.addresses, question):
+            denied = self._policy.resolved(name, resolution.addresses[0])
+            return wire.empty_answer(packet, question.end, NXDOMAIN, self._blocked(denied) if opt else b"")
+        host = await self._names.assign(name)
+        ttl = min(resolution.ttl, MAX_TTL)
+        # The policy may have been replaced while the outside was asked.
+        if not self._policy.name(name).allow:
+            return wire.empty_answer(packet, question.end, NXDOMAIN, opt)
+        if len(self._fresh) >= _REMEMBERED:
+            self._fresh.clear()
+        self._fresh[name] = self._clock() + ttl, host
+        return self._synthetic(packet, question, host, ttl)
+
+    async def _real(self, lookup: Lookup) -> bytes:
+        packet, question, name = lookup.packet, lookup.question, lookup.name
+        opt = self._plain_opt if question.edns else b""
+        reply = await self._resolver.query(name, question.qtype)
+        if reply.rcode == SERVFAIL:
+            return self._failure(packet, question, "the upstream resolver does not answer")
+        allowed = [ip for ip in reply.addresses if self._policy.resolved(name, ip).allow]
+        if reply.addresses and not allowed:
+            denied = self._policy.resolved(name, reply.addresses[0])
+            self._on_decision(denied, name, question.qtype)
+            return wire.empty_answer(packet, question.end, NXDOMAIN, self._blocked(denied) if opt else b"")
+        if not allowed:
+            return wire.empty_answer(packet, question.end, reply.rcode, opt)
+        rdata = tuple(ip.packed for ip in allowed)
+        return wire.address_answer(
+            packet, question.end, question.qtype, rdata, min(reply.ttl, MAX_TTL), opt=opt
+        )
+
+    def _any_allowed(
+        self, name: str, addresses: tuple[IPv4Address | IPv6Address, ...], question: wire.Question
+    ) -> bool:
+        denied: Verdict | None = None
+        for ip in addresses:
+            verdict = self._policy.resolved(name, ip)
+            if verdict.allow:
+                return True
+            denied = denied or verdict
+        if denied is not None:
+            self._on_decision(denied, name, question.qtype)
+        return False
+
+    def _synthetic(self, packet: bytes, question: wire.Question, host: int, ttl: int) -> bytes:
+        rdata = v4_of(host) if question.qtype == A else v6_of(host)
+        opt = self._plain_opt if question.edns else b""
+        return wire.address_answer(packet, question.end, question.qtype, (rdata,), ttl, opt=opt)
+
+    def _reverse(self, packet: bytes, question: wire.Question) -> bytes | None:
+        """Answer a PTR question about one of our addresses; None for all others."""
+        asked = wire.name_text(question.key) or ""
+        address = _ptr_address(asked)
+        name = None if address is None else self._names.lookup(address)
+        if name is None:
+            return None
+        self._on_decision(_REVERSE, asked, PTR)
+        opt = self._plain_opt if question.edns else b""
+        return wire.name_answer(packet, question.end, PTR, name, MAX_TTL, opt=opt)
+
+    def _blocked(self, verdict: Verdict) -> bytes:
+        """Return an OPT record that says why (RFC 8914, Blocked)."""
+        opt = self._opts.get(verdict.reason)
+        if opt is None:
+            opt = wire.opt_record(ede=wire.EDE_BLOCKED, text=f"km: {verdict.reason}")
+            if len(self._opts) < 1024:
+                self._opts[verdict.reason] = opt
+        return opt
+
+    def _failure(self, packet: bytes, question: wire.Question, text: str) -> bytes:
+        opt = (
+            wire.opt_record(ede=wire.EDE_NO_REACHABLE_AUTHORITY, text=f"km: {text}") if question.edns else b""
+        )
+        return wire.empty_answer(packet, question.end, SERVFAIL, opt)
+
+
+def _send_from(
+    sock: socket.socket, info: list[tuple[int, int, bytes]], peer: tuple[str, int, int, int], data: bytes
+) -> None:
+    sock.sendmsg((data,), info, 0, peer)
+
+
+def _send_to(sock: socket.socket, peer: tuple[str, int], data: bytes) -> None:
+    sock.sendto(data, peer)
+
+
+def _printable(text: str) -> str:
+    """Return *text* with everything but printable ASCII escaped, as evidence that no terminal acts on."""
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _ptr_address(name: str) -> IPv4Address | IPv6Address | None:
+    match = _V4_PTR.match(name)
+    if match:
+        octets = [int(part) for part in reversed(match.groups())]
+        return IPv4Address(bytes(octets)) if max(octets) < 256 else None
+    match = _V6_PTR.match(name)
+    if match:
+        return IPv6Address(int(match[1].replace(".", "")[::-1], 16))
+    return None
