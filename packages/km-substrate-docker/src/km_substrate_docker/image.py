@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,19 @@ from attrs import frozen
 
 from km_core import __version__
 from km_core.errors import ProvisionError
+from km_core.lifecycle.files import write_private
 from km_substrate_docker.base.closure import base_digest
 from km_substrate_docker.engine import translate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from docker import DockerClient
     from docker.models.images import Image
 
     from km_core.config import Config
+
+_FILE = "docker.json"
 
 
 @frozen
@@ -74,3 +80,23 @@ def _lookup(client: DockerClient, name: str) -> Image | None:
             return client.images.get(name)
         except ImageNotFound:
             return None
+
+
+def store(images: Images, state_dir: Path) -> None:
+    """Write down which images a sandbox uses, for its supervisor."""
+    write_private(state_dir / _FILE, json.dumps({"base": images.base, "workload": images.workload}) + "\n")
+
+
+def load(state_dir: Path) -> Images:
+    """
+    Return what `store` wrote.
+
+    Raises:
+        ProvisionError: the sandbox was not prepared.
+    """
+    path = state_dir / _FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Images(str(data["base"]), str(data["workload"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProvisionError("the sandbox's images are not known", where=str(path), why=str(error)) from error

@@ -19,6 +19,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,10 @@ def _import(client: DockerClient, archive: Path, tag: str) -> None:
     name, _, version = tag.partition(":")
     with translate("the operating system cannot be imported"):
         client.api.import_image_from_file(
-            str(archive), repository=name, tag=version, changes=[f"ENV {_ENV}", 'CMD ["/bin/bash"]', "LABEL km.base=rootfs"]
+            str(archive),
+            repository=name,
+            tag=version,
+            changes=[f"ENV {_ENV}", 'CMD ["/bin/bash"]', "LABEL km.base=rootfs"],
         )
 
 
@@ -227,16 +231,19 @@ def _fetch(parts: list[Part], target: Target, folder: Path) -> None:
     pins = [f"{part.name}=={part.version}" for part in parts]
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    platforms = [f"manylinux_2_{n}_{target.machine}" for n in range(target.glibc[1], 4, -1)]
-    uv = shutil.which("uv")
-    if uv is not None:
-        command = [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        command += ["--python-version", python, "--python-platform", f"{target.machine}-manylinux_2_{target.glibc[1]}"]
-    else:
+    if find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
         command += ["--python-version", python, "--implementation", "cp"]
-        command += [word for name in (*platforms, f"manylinux2014_{target.machine}") for word in ("--platform", name)]
-    done = subprocess.run([*command, "--target", str(partial), *pins], capture_output=True, text=True, check=False)
+        for minor in range(target.glibc[1], 4, -1):
+            command += ["--platform", f"manylinux_2_{minor}_{target.machine}"]
+        command += ["--platform", f"manylinux2014_{target.machine}"]
+    else:
+        platform = f"{target.machine}-manylinux_2_{target.glibc[1]}"
+        command = [shutil.which("uv") or "uv", "pip", "install", "--quiet", "--no-deps"]
+        command += ["--only-binary", ":all:", "--python-version", python, "--python-platform", platform]
+    done = subprocess.run(
+        [*command, "--target", str(partial), *pins], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise ProvisionError(
             f"libraries for the image's Python {python} cannot be fetched",

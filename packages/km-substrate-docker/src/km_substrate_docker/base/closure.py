@@ -83,7 +83,8 @@ def gate_closure() -> tuple[Part, ...]:
         dist = _distribution(name)
         if dist is None:
             raise ProvisionError(
-                f"the gate needs the distribution {name}, which is not installed", hint="repair the environment of km"
+                f"the gate needs the distribution {name}, which is not installed",
+                hint="repair the environment of km",
             )
         found[name] = _part(name, dist)
         todo += _requirements(dist)

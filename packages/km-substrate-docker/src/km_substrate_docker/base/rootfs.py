@@ -39,6 +39,10 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
 )
+_CLEAN = (
+    'rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*'
+    ' "$1"/etc/hostname "$1"/etc/resolv.conf'
+)
 _RECIPE = 1
 _SOURCES_DIR = Path("/etc/apt")
 _CARRIED = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Check-Valid-Until")
@@ -101,7 +105,9 @@ def _run(
     clean = work / "clean"
     clean.mkdir()
     for path in paths:
-        (clean / path.name).write_text(without_credentials(path.read_text(encoding="utf-8")), encoding="utf-8")
+        (clean / path.name).write_text(
+            without_credentials(path.read_text(encoding="utf-8")), encoding="utf-8"
+        )
     command = [
         tool,
         "--variant=minbase",
@@ -110,20 +116,24 @@ def _run(
         *(f"--aptopt={line}" for line in _apt_settings()),
         *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
         # The settings and addresses needed to fetch may hold credentials: none stays in the image.
-        '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list '
-        '"$1"/etc/apt/sources.list.d/* "$1"/etc/hostname "$1"/etc/resolv.conf',
+        f"--customize-hook={_CLEAN}",
         *(f"--customize-hook=copy-in {clean / path.name} /etc/apt/sources.list.d/" for path in paths),
         codename(),
         str(target),
         *map(str, paths),
     ]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         lines: list[str] = []
         for line in process.stdout or ():
             lines = [*lines[-20:], line.rstrip()]
-            if line.startswith("I: "):
+            if line.startswith("I: ") and "hook" not in line and "temp" not in line:
                 progress(line[3:].strip())
     if process.returncode:
         raise ProvisionError(
@@ -184,11 +194,11 @@ def _stanzas(text: str, release: str) -> str:
     kept = []
     for stanza in re.split(r"\n\s*\n", text):
         body = "\n".join(line for line in stanza.splitlines() if not line.startswith("#"))
-        fields = dict(
-            (key.strip().lower(), value.split())
+        fields = {
+            key.strip().lower(): value.split()
             for key, colon, value in (line.partition(":") for line in body.splitlines() if line[:1].strip())
             if colon
-        )
+        }
         enabled = (fields.get("enabled") or ["yes"])[0].lower() not in {"no", "false", "0"}
         if enabled and "deb" in fields.get("types", []) and _matches(fields.get("suites", []), release):
             kept.append(body.strip() + "\n")
