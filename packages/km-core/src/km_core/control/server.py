@@ -252,7 +252,7 @@ class _Connection(asyncio.Protocol):
             message = json.loads(line, parse_constant=_no_constant)
             identifier, name, args = message["id"], message["op"], message.get("args", {})
             if not isinstance(identifier, int) or not isinstance(name, str):
-                raise TypeError("id must be a number and op a text")  # noqa: TRY004 - it is one
+                raise TypeError("id must be a number and op a text")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._fail(None, UsageError("the request is not a JSON object with id, op and args"))
             return

@@ -51,7 +51,7 @@ class Pool:
 def admits(pool: Pool, amount_nusd: int) -> bool:
     """Say whether a reservation of *amount_nusd* keeps spent + reserved within the ceiling."""
     remaining = pool.remaining_nusd
-    return remaining is None or amount_nusd <= remaining and not (pool.exhausted and amount_nusd == 0)
+    return remaining is None or (amount_nusd <= remaining and not (pool.exhausted and amount_nusd == 0))
 
 
 def notices(pool: Pool, threshold_ppm: int) -> tuple[Pool, Notice | None]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from km_core.types import SandboxState
 
-REPORTABLE = frozenset(
-    {SandboxState.RUNNING, SandboxState.STOPPED, SandboxState.FROZEN, SandboxState.FAILED}
-)
+REPORTABLE = frozenset({SandboxState.RUNNING, SandboxState.STOPPED, SandboxState.FROZEN, SandboxState.FAILED})
 """States that a sandbox's own supervisor may report."""
 SUSPENDING = frozenset({SandboxState.PAUSED, SandboxState.STOPPED})
 """States in which the TTL stands still."""

@@ -1,0 +1,84 @@
+"""
+Which secrets a sandbox may be given: those of hosts that its plan lets it reach.
+
+A gate asks by name; a name that no meter puts on an allowed host is not handed out, whatever the gate
+asks for, so that a gate that was taken over holds no more than its own sandbox needs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from km_core.errors import GuardError, PlanError
+from km_core.plan import SandboxPlan
+from km_core.policy import NetworkPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from km_core.config import Config
+    from km_core.types import Meter, SandboxRecord
+
+HTTPS = 443
+
+
+def installed_meters() -> tuple[Meter, ...]:
+    """Return the meters of the installed plugins."""
+    from km_core.plugins import load_plugins
+
+    return tuple(load_plugins().meters().values())
+
+
+class PlanSecrets:
+    """
+    Answers which secret names a plan calls for; called with the plan's data.
+
+    Args:
+        meters: returns the meters; asked once.
+    """
+
+    def __init__(self, meters: Callable[[], Iterable[Meter]] = installed_meters) -> None:
+        self._meters = meters
+        self._wanted: tuple[tuple[str, str], ...] | None = None
+
+    def __call__(self, plan_data: dict[str, Any]) -> set[str]:
+        """Return the names; raises `PlanError` for data that is no plan."""
+        if self._wanted is None:
+            self._wanted = tuple(
+                (host, meter.injection.secret)
+                for meter in self._meters()
+                if meter.injection is not None
+                for host in meter.hosts
+            )
+        plan = SandboxPlan.from_data(plan_data)
+        policy = NetworkPolicy.from_plan(
+            plan.network,
+            ai_ceiling=plan.budget.ai_limit_nusd is not None,
+            metered_hosts=tuple(host for host, _ in self._wanted),
+        )
+        return {secret for host, secret in self._wanted if policy.connect(host, HTTPS).allow}
+
+
+def stored_plan(config: Config, record: SandboxRecord) -> dict[str, Any]:
+    """
+    Return the data of a sandbox's stored plan.
+
+    Raises:
+        PlanError: there is none, or it cannot be read.
+        GuardError: it is not the plan that the record was made with.
+    """
+    path = config.sandbox_dir(record.id) / "plan.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError("the stored plan cannot be read", where=str(path), why=str(error)) from error
+    if not isinstance(data, dict):
+        raise PlanError("the stored plan is no object", where=str(path))
+    if record.plan_digest and SandboxPlan.from_data(data).digest() != record.plan_digest:
+        raise GuardError(
+            "the stored plan is not the one the sandbox was made with",
+            where=str(path),
+            hint="destroy the sandbox and create it again",
+        )
+    return data

@@ -1,0 +1,195 @@
+"""
+kmd's own audit chain per sandbox, and the checkpoints over the chains of every writer.
+
+Events come from the outbox, where they were written in the transaction of what they tell of, and go
+to the chain right after it.  A crash in between leaves them in the outbox; the next start looks
+at the chain's end to see whether one had already been written, so that none is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from km_core.audit import ChainWriter, Checkpoints, Head
+from km_core.errors import AuditError, KmError
+from km_embedded.files import make_key, private_dir, read_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from km_core.config import Config
+    from km_embedded.store import Database, Outbox, OutboxRow
+
+WRITER = "kmd"
+HOST = "host"
+"""Chain for what belongs to no sandbox, such as secrets; it has no shape of a sandbox id."""
+_TAIL = 512 * 1024
+
+
+class Evidence:
+    """
+    The audit chains that kmd writes.
+
+    Args:
+        config: where they are.
+        db: holds the heads that other writers report.
+        outbox: where the events come from.
+        clock: returns Unix seconds.
+    """
+
+    def __init__(self, config: Config, db: Database, outbox: Outbox, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._db = db
+        self._outbox = outbox
+        self._clock = clock
+        self._writers: dict[str, ChainWriter] = {}
+        self._seed: bytes | None = None
+        self._signed: dict[str, dict[str, Head]] = {}
+
+    def close(self) -> None:
+        """Close every chain."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def emit(self, sandbox_id: str, kind: str, detail: dict[str, Any], *, tell: bool = True) -> None:
+        """Record an event in the running transaction; `flush` carries it to the chain."""
+        self._outbox.add(sandbox_id, kind, self._clock(), detail, tell=tell)
+
+    def flush(self) -> None:
+        """
+        Write what the outbox holds into the chains.
+
+        Raises:
+            AuditError: a chain cannot be written; its events stay in the outbox, other sandboxes'
+                have gone on.
+        """
+        rows = self._outbox.unchained()
+        if not rows:
+            return
+        written, failure, stuck = [], None, set()
+        for row in rows:
+            if row.sandbox_id in stuck:
+                continue
+            try:
+                self._write(row)
+                written.append(row.number)
+            except KmError as error:
+                # A chain keeps its order: what follows in the same one waits too.
+                stuck.add(row.sandbox_id)
+                failure = error
+        if written:
+            with self._db.transaction():
+                self._outbox.chained(written)
+        if failure is not None:
+            raise failure
+
+    def append(self, sandbox_id: str, event: dict[str, Any]) -> tuple[int, str]:
+        """Write one record at once, after what is waiting; returns its number and hash."""
+        self.flush()
+        return self._writer(sandbox_id).append(event)
+
+    def head(self, sandbox_id: str, writer: str, seq: int, digest: str) -> None:
+        """
+        Take the head of another writer's chain; inside a transaction.
+
+        Raises:
+            AuditError: it went back, or another record stands in the place of the known one.
+        """
+        row = self._db.one(
+            "SELECT seq, hash FROM heads WHERE sandbox_id = ? AND writer = ?", (sandbox_id, writer)
+        )
+        if row is not None and (seq < row["seq"] or (seq == row["seq"] and digest != row["hash"])):
+            raise AuditError(
+                f"the chain of {writer} went back from record {row['seq']} to {seq}",
+                where=sandbox_id,
+                hint="km audit verify shows the state of the evidence",
+            )
+        self._db.run(
+            "INSERT INTO heads VALUES (?, ?, ?, ?) ON CONFLICT (sandbox_id, writer)"
+            " DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+            (sandbox_id, writer, seq, digest),
+        )
+
+    def checkpoint(self, sandbox_id: str, *, state: str = "") -> dict[str, Any]:
+        """
+        Sign the heads of every chain of a sandbox.
+
+        Raises:
+            AuditError: a chain went back, or something cannot be written.
+        """
+        self.flush()
+        writer = self._writer(sandbox_id)
+        writer.sync()
+        heads = self._heads(sandbox_id, writer)
+        checkpoint = self._checkpoints(sandbox_id).add(heads, state=state)
+        self._signed[sandbox_id] = heads
+        return checkpoint
+
+    def checkpoint_if_new(self, sandbox_id: str) -> bool:
+        """Sign the heads when one has moved since the last checkpoint; returns whether it did."""
+        if self._signed.get(sandbox_id) == self._heads(sandbox_id, self._writer(sandbox_id)):
+            return False
+        self.checkpoint(sandbox_id)
+        return True
+
+    def forget(self, sandbox_id: str) -> None:
+        """Close a sandbox's chain; its files stay."""
+        self._signed.pop(sandbox_id, None)
+        writer = self._writers.pop(sandbox_id, None)
+        if writer is not None:
+            writer.close()
+
+    def _heads(self, sandbox_id: str, writer: ChainWriter) -> dict[str, Head]:
+        rows = self._db.all("SELECT writer, seq, hash FROM heads WHERE sandbox_id = ?", (sandbox_id,))
+        heads = {row["writer"]: Head(row["seq"], row["hash"]) for row in rows}
+        heads[WRITER] = Head(*writer.head)
+        return heads
+
+    def _write(self, row: OutboxRow) -> None:
+        fresh = row.sandbox_id not in self._writers
+        writer = self._writer(row.sandbox_id)
+        if fresh and _holds(writer, row.number):
+            return
+        writer.append({**row.detail, "kind": row.kind, "event_id": row.number})
+
+    def _writer(self, sandbox_id: str) -> ChainWriter:
+        writer = self._writers.get(sandbox_id)
+        if writer is None:
+            directory = self._directory(sandbox_id)
+            writer = ChainWriter(
+                directory / f"{WRITER}.jsonl", writer=WRITER, sandbox_id=sandbox_id, clock=self._clock
+            )
+            self._writers[sandbox_id] = writer
+        return writer
+
+    def _directory(self, sandbox_id: str) -> Any:
+        private_dir(self._config.home / "audit")
+        directory = self._config.audit_dir(sandbox_id)
+        private_dir(directory)
+        return directory
+
+    def _checkpoints(self, sandbox_id: str) -> Checkpoints:
+        if self._seed is None:
+            path = self._config.home / "checkpoint.key"
+            self._seed = read_key(path) or make_key(path)
+        return Checkpoints(
+            self._config.audit_dir(sandbox_id), sandbox_id=sandbox_id, seed=self._seed, clock=self._clock
+        )
+
+
+def _holds(writer: ChainWriter, number: int) -> bool:
+    """Say whether the end of a chain already carries the event with this number."""
+    with writer.path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _TAIL))
+        tail = stream.read()
+    for line in tail.splitlines():
+        try:
+            if json.loads(line).get("event_id") == number:
+                return True
+        except (ValueError, AttributeError):
+            continue
+    return False

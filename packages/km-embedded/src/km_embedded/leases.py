@@ -1,0 +1,57 @@
+"""Leases: a gate may let traffic pass for a minute at a time (DESIGN section 5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from km_core.errors import GuardError
+from km_core.handlers.lifetime import deadline
+from km_core.types import SandboxState
+
+if TYPE_CHECKING:
+    from km_core.types import SandboxRecord
+
+VALID_S = 60
+_ALWAYS = frozenset({SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED})
+_STARTING = frozenset({SandboxState.STOPPED, SandboxState.FROZEN, SandboxState.FAILED})
+
+
+class Leases:
+    """Gives leases and remembers, while kmd lives, when each holder last asked."""
+
+    def __init__(self) -> None:
+        self._asked: dict[tuple[str, str], float] = {}
+
+    def renew(self, record: SandboxRecord, holder: str, *, fresh_token: bool, now: float) -> dict[str, Any]:
+        """
+        Return a lease.
+
+        Args:
+            record: the sandbox.
+            holder: who asks (``gate``).
+            fresh_token: whether the asker's token is younger than the sandbox's state.  A stopped,
+                frozen or failed sandbox that got a new token is being started again; one with an old
+                token was left behind.
+            now: Unix seconds.
+
+        Raises:
+            GuardError: the sandbox may not have traffic.
+        """
+        if record.state not in _ALWAYS and not (record.state in _STARTING and fresh_token):
+            raise GuardError(f"a {record.state} sandbox gets no lease", where=record.id)
+        self._asked[record.id, holder] = now
+        return {
+            "valid_s": VALID_S,
+            "deadline": deadline(record),
+            "state": str(record.state),
+            "policy_version": record.plan_digest,
+        }
+
+    def asked_at(self, sandbox_id: str, holder: str) -> float:
+        """Return when *holder* last got a lease, 0 for never."""
+        return self._asked.get((sandbox_id, holder), 0.0)
+
+    def forget(self, sandbox_id: str) -> None:
+        """Forget a sandbox's holders."""
+        for key in [key for key in self._asked if key[0] == sandbox_id]:
+            del self._asked[key]

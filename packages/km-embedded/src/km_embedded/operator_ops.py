@@ -1,0 +1,254 @@
+"""The operations on the operator's socket, as tabled in ``docs/internals.md``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from km_core import __version__
+from km_core.config import load_config
+from km_core.control.ops import Op, Peer, boolean, integer, mapping, nullable, number, text
+from km_core.errors import ConfigError, GuardError, NotFoundError, UsageError
+from km_core.handlers.budget import PPM
+from km_core.types import SandboxRecord
+from km_embedded.evidence import HOST
+from km_embedded.ledger import MAX_NUSD
+from km_embedded.reconcile import reconcile
+from km_embedded.secrets import MAX_VALUE, NAME_PATTERN
+from km_embedded.tick import tick
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from km_embedded.service import Service
+
+SANDBOX = text(longest=64)
+STEP = text(longest=128)
+MONEY = integer(0, MAX_NUSD)
+
+
+def operator_ops(service: Service) -> Mapping[str, Op]:
+    """Return the operator's operations on a service."""
+    ops = OperatorOps(service)
+    return {
+        "ping": Op(ops.ping),
+        "sandbox.create": Op(ops.create, {"record": mapping}),
+        "sandbox.get": Op(ops.get, {"id": SANDBOX}),
+        "sandbox.list": Op(ops.list),
+        "sandbox.resolve": Op(ops.resolve, {"ref": text(longest=64)}),
+        "sandbox.update": Op(
+            ops.update,
+            {"id": SANDBOX, "changes": mapping, "expect": nullable(mapping)},
+            frozenset({"expect"}),
+        ),
+        "sandbox.delete": Op(ops.delete, {"id": SANDBOX}),
+        "sandbox.open": Op(ops.open, {"id": SANDBOX}),
+        "journal.begin": Op(ops.journal_begin, {"id": SANDBOX, "step": STEP, "index": integer(0, 10_000)}),
+        "journal.done": Op(ops.journal_done, {"id": SANDBOX, "step": STEP}),
+        "journal.list": Op(ops.journal_list, {"id": SANDBOX}),
+        "journal.undone": Op(ops.journal_undone, {"id": SANDBOX, "step": STEP}),
+        "budget.set": Op(
+            ops.budget_set,
+            {
+                "id": SANDBOX,
+                "ai_limit_nusd": nullable(MONEY),
+                "compute_limit_nusd": nullable(MONEY),
+                "warning_threshold": number(0, 1),
+            },
+            frozenset({"warning_threshold"}),
+        ),
+        "budget.add": Op(
+            ops.budget_add,
+            {"id": SANDBOX, "ai_nusd": MONEY, "compute_nusd": MONEY},
+            frozenset({"ai_nusd", "compute_nusd"}),
+        ),
+        "budget.get": Op(ops.budget_get, {"id": SANDBOX}),
+        "secret.set": Op(
+            ops.secret_set, {"name": text(pattern=NAME_PATTERN), "value": text(longest=MAX_VALUE)}
+        ),
+        "secret.list": Op(ops.secret_list),
+        "secret.delete": Op(ops.secret_delete, {"name": text(pattern=NAME_PATTERN)}),
+        "audit.append": Op(ops.audit_append, {"id": SANDBOX, "event": mapping}),
+        "audit.checkpoint": Op(ops.audit_checkpoint, {"id": SANDBOX}),
+        "reconcile": Op(ops.reconcile, {"dry_run": boolean}, frozenset({"dry_run"})),
+        "tick": Op(ops.tick),
+        "shutdown": Op(ops.shutdown),
+    }
+
+
+class OperatorOps:
+    """One method per operation."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def ping(self, _peer: Peer) -> dict[str, Any]:
+        """Say who answers."""
+        return {"pid": os.getpid(), "version": __version__, "started_at": self._service.started_at}
+
+    def create(self, _peer: Peer, record: dict[str, Any]) -> dict[str, Any]:
+        """Add a sandbox; see `Records.create`."""
+        service = self._service
+        try:
+            asked = SandboxRecord.from_wire(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError("the record is not one of a sandbox", why=str(error)[:200]) from error
+        with service.act():
+            made = service.records.create(asked, now=service.clock(), most=self._most())
+            detail = {"profile": made.profile, "substrate": made.substrate, "plan_digest": made.plan_digest}
+            service.evidence.emit(made.id, "create_requested", detail, tell=False)
+        return made.to_wire()
+
+    def get(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Return a record."""
+        return self._service.records.get(id).to_wire()
+
+    def list(self, _peer: Peer) -> list[dict[str, Any]]:
+        """Return every record by number."""
+        return [record.to_wire() for record in self._service.records.list()]
+
+    def resolve(self, _peer: Peer, ref: str) -> dict[str, Any]:
+        """Find a record by what people call it."""
+        return self._service.records.resolve(ref).to_wire()
+
+    def update(
+        self,
+        _peer: Peer,
+        id: str,  # noqa: A002 - the wire's word
+        changes: dict[str, Any],
+        expect: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Change a record under a condition."""
+        return self._service.update(id, changes, expect=expect).to_wire()
+
+    async def delete(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Remove a sandbox's record and all that belongs to it; its audit chains stay."""
+        service = self._service
+        found = service.records.find(id)
+        if found is None:
+            return {}
+        # Before the record goes, while the heads of the other writers are still known.
+        with service.act():
+            service.evidence.emit(id, "destroyed", {"from": str(found.state), "reason": found.reason})
+        service.checkpoint(id, state="destroyed")
+        with service.act():
+            service.records.delete(id)
+        service.evidence.forget(id)
+        service.leases.forget(id)
+        service.tasks.forget(id)
+        await service.sockets.close(id)
+        return {}
+
+    async def open(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Make a sandbox's socket and a fresh token."""
+        service = self._service
+        record = service.records.get(id)
+        with service.act():
+            token = service.sockets.new_token(id, record.version)
+            service.evidence.emit(id, "token_issued", {}, tell=False)
+        return {"socket": str(await service.sockets.open(id)), "token": token}
+
+    def journal_begin(self, _peer: Peer, id: str, step: str, index: int) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Note that a step is about to act."""
+        self._service.records.get(id)
+        with self._service.act():
+            self._service.journal.begin(id, step, index)
+        return {}
+
+    def journal_done(self, _peer: Peer, id: str, step: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Note that a step has acted."""
+        with self._service.act():
+            if not self._service.journal.done(id, step):
+                raise NotFoundError(f"the step {step!r} was never begun", where=id)
+        return {}
+
+    def journal_list(self, _peer: Peer, id: str) -> Any:  # noqa: A002 - the wire's word
+        """Return the steps in the order they act."""
+        return self._service.journal.steps(id)
+
+    def journal_undone(self, _peer: Peer, id: str, step: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Forget a step."""
+        with self._service.act():
+            self._service.journal.undone(id, step)
+        return {}
+
+    def budget_set(
+        self,
+        _peer: Peer,
+        id: str,  # noqa: A002 - the wire's word
+        ai_limit_nusd: int | None,
+        compute_limit_nusd: int | None,
+        warning_threshold: float | None = None,
+    ) -> dict[str, Any]:
+        """Set the ceilings."""
+        threshold = None if warning_threshold is None else round(warning_threshold * PPM)
+        with self._service.act():
+            self._service.ledger.set_limits(
+                id, ai=ai_limit_nusd, compute=compute_limit_nusd, threshold_ppm=threshold
+            )
+        return self._service.ledger.summary(id)
+
+    def budget_add(self, _peer: Peer, id: str, ai_nusd: int = 0, compute_nusd: int = 0) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Raise the ceilings."""
+        with self._service.act():
+            self._service.ledger.add(id, ai=ai_nusd, compute=compute_nusd)
+        return self._service.ledger.summary(id)
+
+    def budget_get(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Return a sandbox's money."""
+        return self._service.ledger.summary(id)
+
+    def secret_set(self, _peer: Peer, name: str, value: str) -> dict[str, Any]:
+        """Seal a secret."""
+        service = self._service
+        with service.act():
+            service.secrets.set(name, value, service.clock())
+            service.evidence.emit(HOST, "secret_set", {"name": name}, tell=False)
+        return {}
+
+    def secret_list(self, _peer: Peer) -> Any:
+        """Return names, times and fingerprints."""
+        return self._service.secrets.list()
+
+    def secret_delete(self, _peer: Peer, name: str) -> dict[str, Any]:
+        """Remove a secret."""
+        service = self._service
+        with service.act():
+            service.secrets.delete(name)
+            service.evidence.emit(HOST, "secret_deleted", {"name": name}, tell=False)
+        return {}
+
+    def audit_append(self, _peer: Peer, id: str, event: dict[str, Any]) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Write an event of the operator's side into kmd's chain."""
+        self._service.records.get(id)
+        if not isinstance(event.get("kind"), str):
+            raise UsageError("an event has a kind", where="audit.append")
+        if "event_id" in event:
+            raise GuardError("event_id is set by kmd", where="audit.append")
+        seq, digest = self._service.evidence.append(id, event)
+        return {"seq": seq, "hash": digest}
+
+    def audit_checkpoint(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Sign the heads of a sandbox's chains now."""
+        self._service.records.get(id)
+        return self._service.evidence.checkpoint(id)
+
+    def reconcile(self, _peer: Peer, dry_run: bool = False) -> Any:
+        """Compare records with what really runs."""
+        return reconcile(self._service, dry_run=dry_run)
+
+    async def tick(self, _peer: Peer) -> dict[str, Any]:
+        """Do what is due now."""
+        await tick(self._service)
+        return {}
+
+    def shutdown(self, _peer: Peer) -> dict[str, Any]:
+        """End kmd after this answer."""
+        self._service.stopping()
+        return {}
+
+    def _most(self) -> int:
+        try:
+            return load_config({**os.environ, "KM_HOME": str(self._service.config.home)}).max_sandboxes
+        except ConfigError:
+            return self._service.config.max_sandboxes
