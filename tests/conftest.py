@@ -63,7 +63,7 @@ class SuiteReport:
 
 def suite_of(nodeid: str) -> str:
     """Return the suite's name: the distribution, or the folder below ``tests/``."""
-    parts = nodeid.split("::")[0].split("/")
+    parts = nodeid.split("::", maxsplit=1)[0].split("/")
     if parts[0] == "packages":
         return parts[1]
     return "/".join(parts[:2]) if len(parts) > 2 else parts[0]

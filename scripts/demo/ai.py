@@ -36,8 +36,9 @@ class Reply:
 
     Attributes:
         text: the answer.
-        input_tokens, output_tokens, cache_read, cache_write: the usage it reports; *output_tokens* is
-            never more than the request's limit, as with the provider.
+        input_tokens, output_tokens, cache_read, cache_write: the usage it reports; *input_tokens* is by
+            default a quarter of the request's bytes, and *output_tokens* is never more than the request's
+            limit, as with the provider.
         tool: ``(name, input)`` of a tool the model wants to use (Anthropic only).
         chunks: into how many events the text is split.
         pause_s: wait before each event of a stream.
@@ -45,7 +46,7 @@ class Reply:
     """
 
     text: str = "pong"
-    input_tokens: int = 1200
+    input_tokens: int | None = None
     output_tokens: int = 700
     cache_read: int = 0
     cache_write: int = 0
@@ -64,6 +65,11 @@ class Call:
     arrival: Arrival
     reply: Reply
     encoding: str
+
+    @property
+    def input_tokens(self) -> int:
+        """Input tokens it reported (without cache)."""
+        return self.reply.input_tokens or 0
 
     @property
     def credential(self) -> str:
@@ -151,7 +157,7 @@ class _AiHandler(Handler):
         if arrival.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         request = json.loads(body)
-        reply = _bounded(self.server.reply(api, request), request)
+        reply = _bounded(self.server.reply(api, request), request, len(body))
         with self.server.mutex:
             encoding = self._encoding(arrival, next(self.server.turn))
             self.server.calls.append(Call(api, request, arrival, reply, encoding))
@@ -256,7 +262,7 @@ class _Anthropic:
         }
 
     @staticmethod
-    def _usage(reply: Reply, output: int) -> dict[str, int]:
+    def _usage(reply: Reply, output: int) -> dict[str, int | None]:
         return {
             "input_tokens": reply.input_tokens,
             "output_tokens": output,
@@ -291,7 +297,7 @@ class _Chat:
 
     @staticmethod
     def _usage(reply: Reply) -> dict[str, Any]:
-        prompt = reply.input_tokens + reply.cache_read
+        prompt = (reply.input_tokens or 0) + reply.cache_read
         return {
             "prompt_tokens": prompt,
             "completion_tokens": reply.output_tokens,
@@ -304,7 +310,7 @@ class _Responses:
     """``POST /v1/responses``."""
 
     def whole(self, request: dict[str, Any], reply: Reply) -> dict[str, Any]:
-        prompt = reply.input_tokens + reply.cache_read
+        prompt = (reply.input_tokens or 0) + reply.cache_read
         return {
             "id": "resp_stand_in",
             "object": "response",
@@ -362,13 +368,14 @@ _SHAPES: dict[str, _Shape] = {
 }
 
 
-def _bounded(reply: Reply, request: dict[str, Any]) -> Reply:
-    """Keep the reported output below the request's limit, as a provider does."""
+def _bounded(reply: Reply, request: dict[str, Any], size: int) -> Reply:
+    """Report no more than a provider could for a request of *size* bytes."""
     import attrs
 
     limits = (request.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
     bound = min((limit for limit in limits if isinstance(limit, int)), default=reply.output_tokens)
-    return attrs.evolve(reply, output_tokens=min(reply.output_tokens, bound))
+    counted = max(1, size // 4) if reply.input_tokens is None else reply.input_tokens
+    return attrs.evolve(reply, input_tokens=counted, output_tokens=min(reply.output_tokens, bound))
 
 
 def _split(text: str, parts: int) -> list[str]:
