@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from attrs import frozen
 
@@ -28,6 +29,9 @@ class Claim:
         answer: see `Answer`.
         by: the distribution that enforces it, or would.
         note: why it is inert or refused, for people.
+        values: the claim speaks of these written values only (plain scalars, or ``()`` for an empty
+            list or mapping); empty means every value.  Of two claims on one path, the one that names
+            the written value counts.
     """
 
     path: str
@@ -35,3 +39,4 @@ class Claim:
     answer: Answer
     by: str
     note: str = ""
+    values: tuple[Any, ...] = ()
