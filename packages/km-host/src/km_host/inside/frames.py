@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import struct
+from typing import Any
 
 HEADER = struct.Struct(">I")
 MAX_FRAME = 4 * 1024 * 1024
@@ -25,7 +26,7 @@ class FrameError(Exception):
     """The other side sent something that is not a frame."""
 
 
-def encode(message: dict[str, object], *, limit: int = MAX_FRAME) -> bytes:
+def encode(message: dict[str, Any], *, limit: int = MAX_FRAME) -> bytes:
     """
     Return the bytes of one frame.
 
@@ -38,7 +39,7 @@ def encode(message: dict[str, object], *, limit: int = MAX_FRAME) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def decode(body: bytes) -> dict[str, object]:
+def decode(body: bytes) -> dict[str, Any]:
     """
     Return the object in a frame's body.
 
@@ -67,7 +68,7 @@ def length_of(header: bytes, *, limit: int = MAX_FRAME) -> int:
     return int(length)
 
 
-def send(sock: socket.socket, message: dict[str, object], descriptors: tuple[int, ...] = ()) -> None:
+def send(sock: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
     """Send one frame over a blocking socket; *descriptors* stay open here."""
     data = encode(message)
     ancillary = []
@@ -101,7 +102,7 @@ def take(sock: socket.socket, size: int, max_descriptors: int) -> tuple[bytes, l
 
 def receive(
     sock: socket.socket, *, max_descriptors: int = 0, limit: int = MAX_FRAME
-) -> tuple[dict[str, object], list[int]] | None:
+) -> tuple[dict[str, Any], list[int]] | None:
     """
     Read one frame from a blocking socket; None at the end of the stream.
 
