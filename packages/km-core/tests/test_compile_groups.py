@@ -24,7 +24,9 @@ def test_a_configured_index_replaces_the_default_and_keeps_its_port():
 
 
 def test_the_environment_wins_over_files():
-    group = resolve(":env:.index-url='https://b.invalid/simple'", "global.index-url='https://a.invalid/simple'")
+    group = resolve(
+        ":env:.index-url='https://b.invalid/simple'", "global.index-url='https://a.invalid/simple'"
+    )
 
     assert ("b.invalid:443",) == group.hosts
 

@@ -19,7 +19,12 @@ def test_defaults_hold_without_a_file(tmp_path):
 
 
 def test_the_environment_wins_over_the_file(tmp_path):
-    loaded = config(tmp_path, "upstream_dns: 192.0.2.1\nmax_sandboxes: 3\n", KM_UPSTREAM_DNS="192.0.2.9", KM_MAX_SANDBOXES="7")
+    loaded = config(
+        tmp_path,
+        "upstream_dns: 192.0.2.1\nmax_sandboxes: 3\n",
+        KM_UPSTREAM_DNS="192.0.2.9",
+        KM_MAX_SANDBOXES="7",
+    )
 
     assert ("192.0.2.9", 7) == (loaded.upstream_dns, loaded.max_sandboxes)
 
@@ -45,7 +50,14 @@ def test_a_broken_file_names_line_and_column(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["max_sandboxes: ten", "max_sandboxes: true", "limits: 3", "limits: {memori: 1G}", "upstreams: {a.example: 3}", "private_hosts: [a]"],
+    [
+        "max_sandboxes: ten",
+        "max_sandboxes: true",
+        "limits: 3",
+        "limits: {memori: 1G}",
+        "upstreams: {a.example: 3}",
+        "private_hosts: [a]",
+    ],
 )
 def test_values_of_the_wrong_shape_are_errors(tmp_path, text):
     with pytest.raises(ConfigError):
@@ -53,7 +65,10 @@ def test_values_of_the_wrong_shape_are_errors(tmp_path, text):
 
 
 def test_upstreams_take_a_url_or_a_mapping(tmp_path):
-    loaded = config(tmp_path, "upstreams:\n  API.example.: https://127.0.0.1:1\n  b.example: {url: 'http://127.0.0.1:2', ca_file: /x}\n")
+    loaded = config(
+        tmp_path,
+        "upstreams:\n  API.example.: https://127.0.0.1:1\n  b.example: {url: 'http://127.0.0.1:2', ca_file: /x}\n",
+    )
 
     assert {"api.example": ("https://127.0.0.1:1", ""), "b.example": ("http://127.0.0.1:2", "/x")} == {
         host: (up.url, up.ca_file) for host, up in loaded.upstreams.items()

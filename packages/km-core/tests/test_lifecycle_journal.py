@@ -38,14 +38,21 @@ def test_each_step_is_written_down_before_it_acts_and_after():
 
     Journal(book, "sb-00000000").run([step("a", log), step("b", log)])
 
-    assert [("journal.begin", "a"), ("journal.done", "a"), ("journal.begin", "b"), ("journal.done", "b")] == book.lines
+    assert [
+        ("journal.begin", "a"),
+        ("journal.done", "a"),
+        ("journal.begin", "b"),
+        ("journal.done", "b"),
+    ] == book.lines
 
 
 def test_a_failure_undoes_what_was_begun_in_reverse_also_the_failed_step():
     book, log = Book(), []
 
     with pytest.raises(ProvisionError, match="c failed"):
-        Journal(book, "sb-00000000").run([step("a", log), step("b", log), step("c", log, fail=True), step("d", log)])
+        Journal(book, "sb-00000000").run(
+            [step("a", log), step("b", log), step("c", log, fail=True), step("d", log)]
+        )
 
     assert ["do a", "do b", "do c", "undo c", "undo b", "undo a"] == log
 

@@ -150,7 +150,9 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
         private_hosts=_private(data.get("private_hosts") or [], path),
         secrets_backend=data.get("secrets_backend", "file"),
         max_sandboxes=data.get("max_sandboxes", 10),
-        profile_search_paths=tuple(data.get("profile_search_paths") or ("./profiles", str(home / "profiles"))),
+        profile_search_paths=tuple(
+            data.get("profile_search_paths") or ("./profiles", str(home / "profiles"))
+        ),
         log_level=data.get("log_level", "info"),
         read_only_paths=tuple((data.get("local") or {}).get("read_only_paths") or ()),
         domain=data.get("domain", "klankermaker.ai"),
@@ -190,7 +192,9 @@ def _check(data: Mapping[Any, Any], known: Mapping[str, Any], path: Path, prefix
             raise ConfigError(
                 f"unknown key {prefix}{key}",
                 where=str(path),
-                hint=f"did you mean {prefix}{near[0]}?" if near else "known keys: " + ", ".join(sorted(known)),
+                hint=f"did you mean {prefix}{near[0]}?"
+                if near
+                else "known keys: " + ", ".join(sorted(known)),
             )
         if value is not None and (not isinstance(value, known[key]) or isinstance(value, bool)):
             raise ConfigError(f"{prefix}{key} has the wrong type ({type(value).__name__})", where=str(path))
@@ -200,7 +204,11 @@ def _upstreams(data: Mapping[str, Any], path: Path) -> dict[str, Upstream]:
     result = {}
     for host, value in data.items():
         entry = {"url": value} if isinstance(value, str) else value
-        if not isinstance(entry, dict) or not isinstance(entry.get("url"), str) or set(entry) - {"url", "ca_file"}:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("url"), str)
+            or set(entry) - {"url", "ca_file"}
+        ):
             raise ConfigError(
                 f"upstreams.{host} must be a URL or {{url, ca_file}}",
                 where=str(path),

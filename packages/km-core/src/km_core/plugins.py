@@ -81,7 +81,9 @@ class PluginRegistry:
             for host in meter.hosts:
                 if host in owners:
                     raise PluginError(
-                        f"meters {owners[host]} and {name} both own {host}", plugin=name, hint="remove one of them"
+                        f"meters {owners[host]} and {name} both own {host}",
+                        plugin=name,
+                        hint="remove one of them",
                     )
                 owners[host] = name
         return offers
@@ -121,12 +123,12 @@ class PluginRegistry:
         """Return what is known of a plugin."""
         return next((info for info in self.infos if info.name == name), None)
 
-    def _offers(self, hook: str, key: Callable[[Any], str]) -> dict[str, Any]:
+    def _offers(self, hook: str, key: Callable[[Any], Any]) -> dict[str, Any]:
         found: dict[str, tuple[str, Any]] = {}
         for plugin, items in self._answers(hook, {}, strict=False):
             for item in items:
                 name = key(item)
-                if not isinstance(name, str) or not name:
+                if not isinstance(name, str) or name == "":
                     raise self._error(plugin, f"{hook} returned an offer without a name")
                 if name in found:
                     other = self._describe(found[name][0])
@@ -146,7 +148,7 @@ class PluginRegistry:
             try:
                 answer = impl.function(*(arguments[name] for name in impl.argnames))
                 items = list(answer) if answer is not None else []
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it is attributed
+            except Exception as error:
                 failure = self._error(impl.plugin_name, f"{hook} failed: {_brief(error)}")
                 if strict:
                     raise failure from error
@@ -178,7 +180,7 @@ def new_manager() -> pluggy.PluginManager:
     for family in FAMILIES:
         manager.add_hookspecs(family)
     if os.environ.get("KM_TRACE_PLUGINS") == "1":
-        manager.trace.root.setwriter(lambda text: sys.stderr.write(text))
+        manager.trace.root.setwriter(sys.stderr.write)
         manager.enable_tracing()
     return manager
 

@@ -17,7 +17,9 @@ from km_core.types import SandboxState
 )
 @click.option("--root", is_flag=True, help="As root, where the substrate has one.")
 @click.option("--workdir", metavar="DIR", help="Start directory; default: the profile's workingDir.")
-@click.option("--env", "-e", "variables", multiple=True, metavar="K=V", help="Set a variable for this command.")
+@click.option(
+    "--env", "-e", "variables", multiple=True, metavar="K=V", help="Set a variable for this command."
+)
 @click.option("--tty/--no-tty", "-t", default=None, help="With a terminal; default: as stdin and stdout are.")
 @click.argument("ref")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -46,7 +48,13 @@ def shell(ctx: click.Context, ref: str, command: tuple[str, ...], root: bool) ->
 
 
 def _run(
-    ref: str, command: list[str], *, root: bool, workdir: str | None, variables: tuple[str, ...], tty: bool | None
+    ref: str,
+    command: list[str],
+    *,
+    root: bool,
+    workdir: str | None,
+    variables: tuple[str, ...],
+    tty: bool | None,
 ) -> int:
     from km_core.lifecycle.session import open_session
     from km_core.lifecycle.workload import workload_env

@@ -72,12 +72,6 @@ def show(ref: str, as_json: bool) -> None:
 def _amount(text: str | None, option: str) -> int:
     if text is None:
         return 0
-    from km_core.ledger.money import parse_usd
+    from km_core.ledger.money import nusd_from_usd
 
-    try:
-        amount = parse_usd(text)
-    except ValueError as error:
-        raise UsageError(f"{option} wants dollars such as 5 or 0.50, not {text!r}") from error
-    if amount < 0:
-        raise UsageError(f"{option} cannot be negative")
-    return amount
+    return nusd_from_usd(text, where=option)

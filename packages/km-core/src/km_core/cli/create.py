@@ -20,7 +20,9 @@ Examples:
   km create profile.yaml --docker --alias dev1 --ttl 2h
   km create profile.yaml --dry-run --json"""
 )
-@click.argument("profile", type=click.Path(path_type=__import__("pathlib").Path, dir_okay=False, allow_dash=True))
+@click.argument(
+    "profile", type=click.Path(path_type=__import__("pathlib").Path, dir_okay=False, allow_dash=True)
+)
 @click.option("--substrate", metavar="NAME", help="Where to run; default: the profile's own.")
 @click.option("--docker", is_flag=True, help="Short for --substrate docker.")
 @click.option("--alias", default="", help="A name of your own: a lower-case word.")
@@ -31,7 +33,9 @@ Examples:
 @click.option("--memory", metavar="SIZE", help="Memory limit, such as 2G; enforced or refused.")
 @click.option("--cpus", type=float, metavar="N", help="CPU limit; enforced or refused.")
 @click.option("--pids", type=int, metavar="N", help="Process limit; enforced or refused.")
-@click.option("--drop", multiple=True, metavar="FIELD", help="Leave a field of the profile out, by dotted path.")
+@click.option(
+    "--drop", multiple=True, metavar="FIELD", help="Leave a field of the profile out, by dotted path."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan; make nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def create(
@@ -62,7 +66,8 @@ def create(
         raise UsageError("--docker and --substrate name different substrates")
     if alias and not is_alias(alias):
         raise UsageError(
-            f"{alias!r} cannot be an alias", hint="a lower-case letter, then letters, digits or dashes; 32 at most"
+            f"{alias!r} cannot be an alias",
+            hint="a lower-case letter, then letters, digits or dashes; 32 at most",
         )
     session = open_session()
     try:

@@ -34,7 +34,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         emit_json({"running": True, **answer, "started_at": iso(answer["started_at"])})
     else:
-        click.echo(f"kmd runs: pid {answer['pid']}, version {answer['version']}, since {iso(answer['started_at'])}")
+        click.echo(
+            f"kmd runs: pid {answer['pid']}, version {answer['version']}, since {iso(answer['started_at'])}"
+        )
 
 
 @daemon.command()

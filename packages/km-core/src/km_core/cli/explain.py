@@ -67,7 +67,10 @@ def git(file: Path, operation: str, repo: str, ref: str | None, as_json: bool) -
     try:
         if access.get("mode") == "none":
             verdict = Verdict(
-                allow=False, rule="sourceAccess.mode none", layer="git", reason="the profile allows no repository"
+                allow=False,
+                rule="sourceAccess.mode none",
+                layer="git",
+                reason="the profile allows no repository",
             )
         else:
             verdict = repo_allowed(github.get("allowedRepos") or (), repo)
@@ -78,7 +81,9 @@ def git(file: Path, operation: str, repo: str, ref: str | None, as_json: bool) -
     _show(verdict, as_json)
 
 
-@explain.command(epilog="Example: km explain usage --host api.anthropic.com --path /v1/messages --response r.json")
+@explain.command(
+    epilog="Example: km explain usage --host api.anthropic.com --path /v1/messages --response r.json"
+)
 @click.option("--host", required=True, help="Host that answered.")
 @click.option("--path", "target", required=True, help="Path that was asked for.")
 @click.option("--status", default=200, show_default=True, help="Status of the answer.")
@@ -97,8 +102,7 @@ def usage(
 ) -> None:
     """Price a recorded model call as the gate would."""
     from km_core.config import load_config
-    from km_core.ledger import PriceTable
-    from km_core.ledger.money import format_usd
+    from km_core.ledger import PriceTable, format_usd, price, usd_number
     from km_core.lifecycle.prices import load_overlay
     from km_core.plugins import load_plugins
     from km_core.policy import canonical_name
@@ -121,7 +125,7 @@ def usage(
             parser.feed(decoder.feed(chunk))
     parser.feed(decoder.finish())
     seen = parser.finish()
-    priced = PriceTable.load(load_overlay(load_config())).price(seen)
+    priced = price(seen, PriceTable.load(load_overlay(load_config())))
     data: dict[str, Any] = {
         "provider": seen.provider,
         "model": seen.model,
@@ -129,7 +133,7 @@ def usage(
         "output_tokens": seen.output_tokens,
         "cache_read_tokens": seen.cache_read_tokens,
         "cache_write_tokens": seen.cache_write_tokens,
-        "cost_usd": priced.cost_nusd / 1e9,
+        "cost_usd": usd_number(priced.cost_nusd),
         "priced": priced.rate_source != "fallback",
         "rate_source": priced.rate_source,
         "complete": seen.complete,

@@ -44,9 +44,10 @@ def describe(session: Session, record: SandboxRecord) -> dict[str, Any]:
 
 def budget_json(summary: dict[str, Any]) -> dict[str, Any]:
     """Return a budget summary in dollars (floats for reading; the ledger keeps integers)."""
+    from km_core.ledger.money import usd_number
 
     def usd(value: int | None) -> float | None:
-        return None if value is None else value / 1e9
+        return None if value is None else usd_number(value)
 
     pools: dict[str, Any] = {}
     for pool in ("ai", "compute"):
@@ -56,13 +57,15 @@ def budget_json(summary: dict[str, Any]) -> dict[str, Any]:
             "limit_usd": usd(limit),
             "spent_usd": usd(spent),
             "reserved_usd": usd(data.get("reserved_nusd", 0)),
+            "reserved_nusd": data.get("reserved_nusd", 0),
             "percent": round(100 * spent / limit, 1) if limit else None,
             "spent_nusd": spent,
             "limit_nusd": limit,
         }
     pools["ai"]["exhausted"] = bool((summary.get("ai") or {}).get("exhausted"))
     pools["ai"]["models"] = [
-        {**model, "spent_usd": usd(model["spent_nusd"])} for model in (summary.get("ai") or {}).get("models", [])
+        {**model, "spent_usd": usd(model["spent_nusd"])}
+        for model in (summary.get("ai") or {}).get("models", [])
     ]
     pools["warning_threshold"] = summary.get("warning_threshold")
     return pools
@@ -143,7 +146,10 @@ def _show(record: SandboxRecord, data: dict[str, Any]) -> None:
         ("Sandbox", f"#{record.number} {record.id}" + (f" ({record.alias})" if record.alias else "")),
         ("Profile", record.profile),
         ("Substrate", record.substrate),
-        ("Status", paint(str(record.state), str(record.state)) + (f" ({record.reason})" if record.reason else "")),
+        (
+            "Status",
+            paint(str(record.state), str(record.state)) + (f" ({record.reason})" if record.reason else ""),
+        ),
         ("Created", data["created_at"]),
         ("Expires", f"{data['expires_at']} (in {data['ttl_remaining']})" if record.expires_at else "never"),
         ("Teardown", record.teardown),
@@ -154,8 +160,10 @@ def _show(record: SandboxRecord, data: dict[str, Any]) -> None:
     lines += [
         (
             "Enforcement",
-            f"proxy ({record.redirect or '-'}; gate {'pid ' + str(gate['pid']) if gate.get('pid') else 'down'}, "
-            f"restarts {gate.get('restarts', 0)}, lease {gate.get('lease', '-')})",
+            (
+                f"proxy ({record.redirect or '-'}; gate {'pid ' + str(gate['pid']) if gate.get('pid') else 'down'}, "
+                f"restarts {gate.get('restarts', 0)}, lease {gate.get('lease', '-')})"
+            ),
         ),
         ("Limits", record.limits_status or "-"),
     ]
@@ -180,7 +188,7 @@ def show_budget(budget: dict[str, Any]) -> None:
             continue
         share = f" ({data['percent']}%)" if data["percent"] is not None else ""
         ceiling = dollars(limit) if limit is not None else "no ceiling"
-        reserved = round((data["reserved_usd"] or 0) * 1e9)
+        reserved = data["reserved_nusd"]
         held = f", {dollars(reserved)} reserved" if reserved else ""
         click.echo(f"  {title + ':':<8} {dollars(spent)} / {ceiling}{share}{held}")
     for provider in sorted({model["provider"] for model in budget["ai"]["models"]}):

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 _TABLE: dict[str, tuple[str, str]] = {
     "validate": ("km_core.cli.profile:validate", "Check profiles and say what is wrong, and where."),
-    "compile": ("km_core.cli.profile:compile_command", "Turn a profile into its plan, without touching anything."),
+    "compile": (
+        "km_core.cli.profile:compile_command",
+        "Turn a profile into its plan, without touching anything.",
+    ),
     "create": ("km_core.cli.create:create", "Create a sandbox from a profile."),
     "list": ("km_core.cli.fleet:list_command", "List sandboxes."),
     "status": ("km_core.cli.fleet:status", "Show sandboxes: state, enforcement, spend by model."),
@@ -32,7 +35,10 @@ _TABLE: dict[str, tuple[str, str]] = {
     "reconcile": ("km_core.cli.power:reconcile_command", "Remove what an interrupted operation left."),
     "budget": ("km_core.cli.budget:budget", "Show and raise budgets."),
     "secrets": ("km_core.cli.secrets:secrets", "Keep the credentials that the gate injects."),
-    "explain": ("km_core.cli.explain:explain", "Say what a profile allows, with the functions the wire uses."),
+    "explain": (
+        "km_core.cli.explain:explain",
+        "Say what a profile allows, with the functions the wire uses.",
+    ),
     "plugins": ("km_core.cli.plugins:plugins", "Show installed plugins and why one is not used."),
     "audit": ("km_core.cli.observe:audit", "Show and verify the audit chains."),
     "doctor": ("km_core.cli.observe:doctor", "Check what this host can do."),
@@ -46,12 +52,12 @@ _ALIASES = {"ls": "list", "kill": "destroy", "start": "resume", "sh": "shell"}
 class LazyGroup(click.Group):
     """A group whose commands are imported when they run."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return every command's name, those of plugins from metadata only."""
         names = [name for name in _TABLE if not name.startswith("_")]
         return names + sorted(name for name in _plugin_commands() if name not in _TABLE)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """Import one command."""
         name = _ALIASES.get(cmd_name, cmd_name)
         if name in _TABLE:
@@ -59,7 +65,7 @@ class LazyGroup(click.Group):
         entry = _plugin_commands().get(name)
         return entry.load() if entry is not None else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the command list without importing anything."""
         rows = [(name, text) for name, (_, text) in _TABLE.items() if text]
         for name, entry in sorted(_plugin_commands().items()):
@@ -108,7 +114,12 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     epilog="Start with: km validate profile.yaml, then km create profile.yaml",
 )
 @click.option(
-    "--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    callback=_version,
+    expose_value=False,
+    is_eager=True,
+    help="Show the version and exit.",
 )
 @click.option(
     "--log-level",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,9 @@ from km_core.types import is_sandbox_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from km_core.audit import Report
     from km_core.config import Config
 
 _STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
@@ -72,15 +74,25 @@ def verify(ctx: click.Context, ref: str, as_json: bool) -> None:
 
     config, sandbox_id = _find(ref)
     key_file = config.home / "checkpoint.pub"
-    key = key_file.read_text(encoding="ascii").strip() if key_file.exists() else ""
+    key = base64.b64decode(key_file.read_text(encoding="ascii")) if key_file.exists() else None
     report = verify_dir(config.audit_dir(sandbox_id), key)
     if as_json:
         emit_json(report.to_dict())
     else:
-        for line in report.lines():
-            click.echo(line)
+        _report(report)
     if not report.ok:
         ctx.exit(1)
+
+
+def _report(report: Report) -> None:
+    for writer, count in sorted(report.records.items()):
+        unsigned = report.unsigned.get(writer, 0)
+        tail = f", {unsigned} after the last checkpoint" if unsigned else ""
+        click.echo(f"{writer}: {count} records, whole and linked{tail}")
+    for finding in report.findings:
+        click.echo(f"{finding.file}: record {finding.index}: {finding.kind}: {finding.detail}")
+    verdict = "verified" if report.ok else "BROKEN"
+    click.echo(f"audit chain {verdict} ({report.checkpoints} signed checkpoints)")
 
 
 @click.command()
@@ -101,7 +113,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         emit_json([{"name": n, "status": s, "message": m, "remediation": r} for n, s, m, r in results])
     else:
         signs = {"OK": "✓", "WARN": "⚠", "ERROR": "✗", "SKIPPED": "-"}
-        table(["", "CHECK", "RESULT"], [[signs.get(s, "?"), n, m + (f" -> {r}" if r else "")] for n, s, m, r in results])
+        table(
+            ["", "CHECK", "RESULT"],
+            [[signs.get(s, "?"), n, m + (f" -> {r}" if r else "")] for n, s, m, r in results],
+        )
         note(f"{sum(s == 'OK' for _, s, _, _ in results)} checks passed")
     if any(status == "ERROR" for _, status, _, _ in results):
         ctx.exit(1)

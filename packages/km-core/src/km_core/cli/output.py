@@ -61,7 +61,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(click.unstyle(line[i])) for line in lines) for i in range(len(headers))]
     for line in lines:
         cells = [
-            cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line[:-1], widths, strict=False)
+            cell + " " * (width - len(click.unstyle(cell)))
+            for cell, width in zip(line[:-1], widths, strict=False)
         ]
         click.echo("  ".join([*cells, line[-1]]).rstrip())
 
@@ -112,6 +113,7 @@ class Progress:
     _started: float = field(factory=time.monotonic)
 
     def __call__(self, title: str, state: str) -> None:
+        """Take a step's beginning (``begin``) or end (``done``)."""
         if self.quiet:
             return
         if state == "begin":
@@ -123,13 +125,12 @@ class Progress:
 
 
 def dollars(nusd: int | None, digits: int = 4) -> str:
-    """Return nano-dollars as ``$0.1234``; None is ``-``.  Shown amounts are rounded, never stored."""
+    """Return nano-dollars as ``$0.1234``; None is ``-``."""
     if nusd is None:
         return "-"
-    from decimal import ROUND_HALF_UP, Decimal
+    from km_core.ledger.money import format_usd
 
-    amount = (Decimal(nusd) / Decimal(10**9)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
-    return f"${amount}"
+    return format_usd(nusd, places=digits)
 
 
 def remaining(until: float, now: float | None = None) -> str:

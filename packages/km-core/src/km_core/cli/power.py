@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from km_core.types import SandboxRecord
 
 
-def _act(ref: str, as_json: bool, action: Callable[[Session, SandboxRecord], SandboxRecord], done: str) -> None:
+def _act(
+    ref: str, as_json: bool, action: Callable[[Session, SandboxRecord], SandboxRecord], done: str
+) -> None:
     from km_core.cli.fleet import describe
     from km_core.lifecycle.session import open_session
 

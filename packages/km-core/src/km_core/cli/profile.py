@@ -56,7 +56,9 @@ def _valid(problems: Sequence[Problem]) -> bool:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--substrate", metavar="NAME", help="Default: the profile's own.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write plan.json there.")
-@click.option("--drop", multiple=True, metavar="FIELD", help="Leave a field of the profile out, by dotted path.")
+@click.option(
+    "--drop", multiple=True, metavar="FIELD", help="Leave a field of the profile out, by dotted path."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compile_command(
     file: Path, substrate: str | None, out: Path | None, drop: tuple[str, ...], as_json: bool

@@ -17,7 +17,9 @@ def secrets() -> None:
 
 @secrets.command("set", epilog="Example: km secrets set anthropic-api-key < key.txt")
 @click.argument("name")
-@click.option("--file", "path", type=click.Path(exists=True, dir_okay=False), help="Read the value from a file.")
+@click.option(
+    "--file", "path", type=click.Path(exists=True, dir_okay=False), help="Read the value from a file."
+)
 def set_secret(name: str, path: str | None) -> None:
     """Store secret NAME; the value is read without echo, from --file or from stdin, never from argv."""
     import re

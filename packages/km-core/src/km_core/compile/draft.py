@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from typing import TYPE_CHECKING, Any
 
-from km_core.compile.duration import parse_duration, parse_ttl
 from km_core.errors import PlanError
-from km_core.ledger.money import parse_usd
+from km_core.ledger.money import nusd_from_usd
 from km_core.plan import (
     AddressRule,
     BudgetPlan,
@@ -21,7 +19,8 @@ from km_core.plan import (
     SandboxPlan,
     WorkloadPlan,
 )
-from km_core.policy import NetworkPolicy, compile_pattern
+from km_core.policy import NetworkPolicy, compile_address, compile_pattern
+from km_core.profile.duration import parse_duration, parse_ttl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +59,9 @@ def draft_plan(
         substrate=substrate,
         labels=tuple(sorted((metadata.get("labels") or {}).items())),
         lifecycle=_lifecycle(spec["lifecycle"]),
-        workload=_workload(spec["execution"], network, groups, meters, ai_ceiling="ai" in (spec.get("budget") or {})),
+        workload=_workload(
+            spec["execution"], network, groups, meters, ai_ceiling="ai" in (spec.get("budget") or {})
+        ),
         network=network,
         git=_git(spec.get("sourceAccess") or {}),
         budget=_budget(spec.get("budget") or {}),
@@ -79,18 +80,20 @@ def network_plan(section: Mapping[str, Any], groups: Sequence[GroupResolution]) 
         source = f"spec.network.egress.allowedHosts[{index}] {entry}"
         if entry.startswith("@"):
             continue
-        address = _address(entry)
+        address = compile_address(entry, source=source)
         if address is not None:
-            addresses.append(AddressRule(cidr=address, source=source))
+            addresses.append(address)
         else:
-            hosts.append(_rule(entry, dns_list=False, source=source))
+            hosts.append(compile_pattern(entry, dns_list=False, source=source))
     for index, entry in enumerate(egress.get("allowedDNSSuffixes") or ()):
         source = f"spec.network.egress.allowedDNSSuffixes[{index}] {entry}"
-        hosts.append(_rule(entry, dns_list=True, source=source))
+        hosts.append(compile_pattern(entry, dns_list=True, source=source))
     for group in groups:
         for entry in group.hosts:
             host, _, port = entry.rpartition(":")
-            hosts.append(HostRule(pattern=host, kind="exact", ports=(int(port),), source=f"{group.name} {entry}"))
+            hosts.append(
+                HostRule(pattern=host, kind="exact", ports=(int(port),), source=f"{group.name} {entry}")
+            )
         addresses += [
             AddressRule(cidr=cidr, host=host, source=f"{group.name} {host}") for host, cidr in group.private
         ]
@@ -147,21 +150,10 @@ def parse_size(text: str) -> int:
     factor = 1024 ** "kmgt".index(match[2].lower()) * 1024 if match[2] else 1
     size = int(float(match[1]) * factor)
     if size < 16 * 1024 * 1024:
-        raise PlanError(f"{text} is too little memory to run anything", where="limits.memory", hint="use 64M or more")
+        raise PlanError(
+            f"{text} is too little memory to run anything", where="limits.memory", hint="use 64M or more"
+        )
     return size
-
-
-def _rule(entry: str, *, dns_list: bool, source: str) -> HostRule:
-    rule = compile_pattern(entry, dns_list=dns_list)
-    return HostRule(pattern=rule.pattern, kind=rule.kind, ports=rule.ports, source=source)
-
-
-def _address(entry: str) -> str | None:
-    try:
-        network = ipaddress.ip_network(entry)
-    except ValueError:
-        return None
-    return str(network)
 
 
 def _lifecycle(section: Mapping[str, Any]) -> LifecyclePlan:
@@ -199,7 +191,8 @@ def _workload(
         working_dir=section["workingDir"],
         env=tuple(sorted(env.items())),
         files=tuple(
-            PlanFile(path=path, content=content) for path, content in (section.get("configFiles") or {}).items()
+            PlanFile(path=path, content=content)
+            for path, content in (section.get("configFiles") or {}).items()
         ),
         init_commands=tuple(section.get("initCommands") or ()),
         privileged=bool(section.get("privileged")),
@@ -219,7 +212,11 @@ def _git(section: Mapping[str, Any]) -> GitPlan:
 def _budget(section: Mapping[str, Any]) -> BudgetPlan:
     def limit(pool: str) -> int | None:
         part = section.get(pool)
-        return None if part is None else parse_usd(str(part["maxSpendUSD"]))
+        return (
+            None
+            if part is None
+            else nusd_from_usd(part["maxSpendUSD"], where=f"spec.budget.{pool}.maxSpendUSD")
+        )
 
     return BudgetPlan(
         ai_limit_nusd=limit("ai"),

@@ -117,7 +117,12 @@ def _ask_pip() -> Mapping[str, object]:
             continue
         tried.append(candidate)
         run = subprocess.run(
-            [candidate, "-c", _ASK_PIP], capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
+            [candidate, "-c", _ASK_PIP],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         if run.returncode == 0:
             answer: Mapping[str, object] = json.loads(run.stdout)

@@ -78,6 +78,11 @@ def _number(text: str) -> int | float | None:
     return math.inf if _NOT_FINITE.fullmatch(text) is not None else None
 
 
+def is_plain_string(text: str) -> bool:
+    """Say whether *text* written without quotes would be read as that string, as far as types go."""
+    return text not in _CONSTANTS and text != "<<" and _number(text) is None
+
+
 @define
 class NodeBuilder:
     """Makes plain data of a node graph; `measure` must have run first."""

@@ -31,4 +31,3 @@ def km_validate_profile(profile: Mapping[str, Any], substrate: str) -> Iterable[
     Returns:
         Problems with dotted paths; core adds file, line and column.
     """
-

@@ -38,4 +38,3 @@ def km_sidecars() -> Iterable[Sidecar]:
     Returns:
         Sidecars; names must be unique.
     """
-

@@ -53,4 +53,3 @@ def km_doctor_checks() -> Iterable[DoctorCheck]:
     Shape: offer.  Called by `km doctor` and by set-up.
     Failure: an exception becomes a failed check that names the plugin.
     """
-

@@ -26,4 +26,3 @@ def km_meters() -> Iterable[Meter]:
     Returns:
         Meters; *name* is the provider name in the ledger.
     """
-

@@ -27,4 +27,3 @@ def km_notify(event: Event) -> Delivery | None:
     Returns:
         What was done, or None when the plugin is not configured for this event.
     """
-

@@ -27,4 +27,3 @@ def km_substrates() -> Iterable[Substrate]:
     Returns:
         Substrates; *name* is the word used in the profile and on the command line.
     """
-

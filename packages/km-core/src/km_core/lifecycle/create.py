@@ -158,4 +158,3 @@ def _forget(session: Session, sandbox_id: str) -> None:
         # The record stays in state "creating" with a dead creator; km reconcile removes it.
         return
     remove_tree(session.config.sandbox_runtime_dir(sandbox_id))
-

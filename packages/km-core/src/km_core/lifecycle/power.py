@@ -44,9 +44,7 @@ def resume_sandbox(session: Session, record: SandboxRecord, *, reason: str = "")
         GuardError: its TTL has passed.
     """
     if record.expires_at and record.expires_at <= time.time():
-        raise GuardError(
-            "the sandbox's time to live has passed", where=record.id, hint="create a new one"
-        )
+        raise GuardError("the sandbox's time to live has passed", where=record.id, hint="create a new one")
     substrate = session.substrate(record.substrate)
     if record.state is SandboxState.RUNNING and substrate.status(session.box(record)).get("running"):
         return record
@@ -148,12 +146,16 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
                 destroy_sandbox(session, record)
             else:
                 action = recover_sandbox(session, record)
-        findings.append({"id": record.id, "found": found, "action": action if not dry_run else f"would be {action}"})
+        findings.append(
+            {"id": record.id, "found": found, "action": action if not dry_run else f"would be {action}"}
+        )
     for substrate, leftover in leftovers:
         if leftover.sandbox_id not in records:
             if not dry_run:
                 substrate.remove_leftover(session.config, leftover)
-            findings.append(_orphan(leftover.sandbox_id, f"{leftover.what} {leftover.detail}".strip(), dry_run))
+            findings.append(
+                _orphan(leftover.sandbox_id, f"{leftover.what} {leftover.detail}".strip(), dry_run)
+            )
     for directory in directories:
         if directory.name not in records:
             if not dry_run:
@@ -180,4 +182,3 @@ def _state_finding(session: Session, record: SandboxRecord) -> str | None:
         if not status.get("running"):
             return "recorded as running, but nothing runs"
     return None
-

@@ -37,7 +37,9 @@ class Session:
                 raise NotFoundError(
                     f"no installed plugin offers the control plane {name!r}",
                     where="control_plane",
-                    hint=f"install km-{name}" if name in {"embedded", "aws"} else f"installed: {', '.join(offers)}",
+                    hint=f"install km-{name}"
+                    if name in {"embedded", "aws"}
+                    else f"installed: {', '.join(offers)}",
                 )
             self._control = offers[name].connect(self.config)
         return self._control
@@ -67,7 +69,9 @@ class Session:
         """Return every sandbox, by number."""
         return [SandboxRecord.from_wire(item) for item in self.control.call("sandbox.list")]
 
-    def update(self, sandbox_id: str, *, expect: dict[str, Any] | None = None, **changes: Any) -> SandboxRecord:
+    def update(
+        self, sandbox_id: str, *, expect: dict[str, Any] | None = None, **changes: Any
+    ) -> SandboxRecord:
         """Change a record's fields, under a condition."""
         return SandboxRecord.from_wire(
             self.control.call("sandbox.update", id=sandbox_id, changes=changes, expect=expect or {})
@@ -85,7 +89,10 @@ class Session:
             return SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return SandboxPlan(
-                profile=record.profile, profile_digest="", prefix=record.id.partition("-")[0], substrate=record.substrate
+                profile=record.profile,
+                profile_digest="",
+                prefix=record.id.partition("-")[0],
+                substrate=record.substrate,
             )
         except ValueError as error:
             raise PlanError("the stored plan is damaged", where=str(path), why=str(error)) from error

@@ -145,9 +145,9 @@ class SandboxPlan:
         """Return plain JSON data."""
         import cattrs
 
-        data: dict[str, Any] = cattrs.Converter(unstruct_strat=cattrs.UnstructureStrategy.AS_DICT).unstructure(
-            self
-        )
+        data: dict[str, Any] = cattrs.Converter(
+            unstruct_strat=cattrs.UnstructureStrategy.AS_DICT
+        ).unstructure(self)
         return data
 
     @classmethod

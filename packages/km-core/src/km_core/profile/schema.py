@@ -1,0 +1,124 @@
+"""
+JSON Schema (draft 2020-12) and the reference page, both read from the model's declarations.
+
+The schema is for editors: it knows keys, types, ranges and forms of single values.  What it accepts may
+still be refused by the finer rules of `km validate`; what it refuses, `km validate` refuses too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from km_core.profile.kinds import BySubstrate, Section, fields_of
+from km_core.profile.model import SandboxProfile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from km_core.profile.kinds import FieldInfo, Kind, PluginSection
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def profile_schema(sections: Sequence[PluginSection] = ()) -> dict[str, Any]:
+    """
+    Return the JSON Schema of a profile file.
+
+    A file with ``extends`` may leave out whole sections of ``spec``, since a parent may bring them.
+
+    Args:
+        sections: sections that plugins bring, checked like the others.
+    """
+    definitions: dict[str, Any] = {}
+    root = _object(SandboxProfile, definitions)
+    for section in sections:
+        definitions["Spec"]["properties"][section.key] = _reference(section.model, definitions)
+    needed = definitions["Spec"].pop("required")
+    return {
+        "$schema": DIALECT,
+        "title": "SandboxProfile v1alpha1",
+        **root,
+        "required": [key for key in root["required"] if key != "spec"],
+        "if": {"required": ["extends"]},
+        "else": {"required": ["spec"], "properties": {"spec": {"required": needed}}},
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _object(model: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    fields = fields_of(model)
+    result: dict[str, Any] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {key: _property(info, definitions) for key, info in fields.items()},
+    }
+    needed = [key for key, info in fields.items() if info.required]
+    if needed:
+        result["required"] = needed
+    return result
+
+
+def _property(info: FieldInfo, definitions: dict[str, Any]) -> dict[str, Any]:
+    result = {**_kind(info.kind, definitions), "description": info.doc}
+    if info.default is not None and not isinstance(info.default, BySubstrate):
+        result["default"] = info.default
+    return result
+
+
+def _kind(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
+    return _reference(kind.model, definitions) if isinstance(kind, Section) else kind.schema()
+
+
+def _reference(model: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    name = model.__name__
+    if name not in definitions:
+        definitions[name] = {}
+        definitions[name] = _object(model, definitions)
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def reference_page() -> str:
+    """Return ``docs/reference/profile.md``: every field with its type, default and meaning."""
+    lines = [
+        "# Profile reference",
+        "",
+        (
+            "Every field of `klankermaker.ai/v1alpha1`, generated from the model"
+            " (`km_core.profile.schema.reference_page`). A field in bold is required where its section is written."
+        ),
+        "",
+    ]
+    for path, model, doc in _sections(SandboxProfile, "", "The document."):
+        lines += [f"## `{path}`" if path else "## The document", "", doc, ""]
+        lines += ["| Field | Type | Default | Meaning |", "|---|---|---|---|"]
+        for key, info in fields_of(model).items():
+            name = f"**`{key}`**" if info.required else f"`{key}`"
+            lines.append(f"| {name} | {info.kind.words()} | {_default_words(info)} | {info.doc} |")
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _sections(model: type, path: str, doc: str) -> Iterator[tuple[str, type, str]]:
+    yield path, model, doc
+    for key, info in fields_of(model).items():
+        if isinstance(info.kind, Section):
+            yield from _sections(info.kind.model, f"{path}.{key}" if path else key, info.doc)
+
+
+def _default_words(info: FieldInfo) -> str:
+    default = info.default
+    if isinstance(default, BySubstrate):
+        return f"`{_plain(default.otherwise)}`; on local and docker `stdout`"
+    if default is None or default == {}:
+        return ""
+    return f"`{_plain(default)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_plain(item) for item in value) + "]"
+    return str(value) if value != "" else '""'
