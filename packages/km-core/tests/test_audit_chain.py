@@ -194,7 +194,7 @@ def test_a_count_that_cannot_be_written_is_kept(audit_dir, monkeypatch):
         for _ in range(5):
             log.record(DENY, kind="x")
         whole = chain.append
-        monkeypatch.setattr(chain, "append", lambda event: (_ for _ in ()).throw(AuditError("no")))
+        monkeypatch.setattr(chain, "append", lambda event, **_kw: (_ for _ in ()).throw(AuditError("no")))
         with pytest.raises(AuditError):
             log.flush(everything=True)
         monkeypatch.setattr(chain, "append", whole)
@@ -209,3 +209,15 @@ def test_a_first_decision_that_cannot_be_written_refuses_every_time(audit_dir):
     for _ in range(2):
         with pytest.raises(AuditError):
             log.record(DENY, kind="x")
+
+
+def test_decisions_are_redacted_too(audit_dir):
+    key = "sk-ant-api03-abcdefgh"
+    with writer(audit_dir) as chain:
+        log = DecisionLog(chain)
+        log.record(
+            Verdict(False, "r", "http", f"refused {key}"), kind="http", name="a.test", detail=f"GET /?k={key}"
+        )
+    [record] = records(audit_dir)
+    assert key not in json.dumps(record)
+    assert record["name"] == "a.test"

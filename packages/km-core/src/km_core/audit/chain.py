@@ -95,12 +95,13 @@ class ChainWriter:
         """Sequence number and hash of the last record; (0, genesis) for an empty chain."""
         return self._seq, self._hash
 
-    def append(self, event: dict[str, Any]) -> tuple[int, str]:
+    def append(self, event: dict[str, Any], *, redacted: bool = False) -> tuple[int, str]:
         """
         Write one record; it is in the file when this returns.
 
         Args:
             event: plain JSON data without the `RESERVED` fields; secrets in it are redacted.
+            redacted: the caller has done that already (`DecisionLog`, once per reason instead of per record).
 
         Returns:
             Its sequence number (from 1) and hash.
@@ -110,7 +111,7 @@ class ChainWriter:
         """
         if not RESERVED.isdisjoint(event):
             raise self._error("an event uses a reserved field", ", ".join(sorted(RESERVED & set(event))))
-        record = redact_event(event)
+        record = dict(event) if redacted else redact_event(event)
         record["seq"] = self._seq + 1
         record["time"] = timestamp(self._clock())
         record["sandbox"] = self.sandbox_id

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
+from km_core.audit.redact import redact_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,13 +44,14 @@ class DecisionLog:
         *,
         clock: Callable[[], float] = time.monotonic,
         window_s: float = 1.0,
-        max_keys: int = 16384,
+        max_keys: int = 32768,
     ) -> None:
         self._chain = chain
         self._clock = clock
         self._window_s = window_s
         self._max_keys = max_keys
         self._open: dict[_Key, _Repeat] = {}
+        self._reasons: dict[str, str] = {}
 
     def record(
         self,
@@ -121,7 +124,7 @@ class DecisionLog:
             "layer": layer,
             "verdict": "allow" if allow else "deny",
             "rule": rule,
-            "reason": reason,
+            "reason": self._clean(reason),
             "count": count,
         }
         if name:
@@ -131,5 +134,14 @@ class DecisionLog:
         if port:
             event["port"] = port
         if detail:
-            event["detail"] = detail
-        self._chain.append(event)
+            event["detail"] = redact_text(detail)
+        self._chain.append(event, redacted=True)
+
+    def _clean(self, reason: str) -> str:
+        """Redact a reason; there are few, and a flood of denials repeats them."""
+        clean = self._reasons.get(reason)
+        if clean is None:
+            clean = redact_text(reason)
+            if len(self._reasons) < 1024:
+                self._reasons[reason] = clean
+        return clean
