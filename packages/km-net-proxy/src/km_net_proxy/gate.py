@@ -1,0 +1,385 @@
+"""
+``km-sidecar gate``: the process between one sandbox and the world.
+
+It takes its plan, its credential and the sandbox's listeners from its supervisor, serves until that
+channel ends, and ends with it (docs/internals.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from attrs import define
+
+from km_core.audit import ChainWriter, DecisionLog
+from km_core.control.rpc import AsyncControlClient
+from km_core.errors import AuditError, KmError
+from km_core.ledger.prices import PriceTable
+from km_core.plugins import load_plugins
+from km_core.policy import NetworkPolicy
+from km_net_proxy import bootstrap as boot
+from km_net_proxy.budget import Budget
+from km_net_proxy.dns.answer import TYPE_NAMES
+from km_net_proxy.dns.names import SyntheticNames
+from km_net_proxy.dns.server import DnsServer
+from km_net_proxy.dns.upstream import Resolver, parse_servers
+from km_net_proxy.hardening import harden
+from km_net_proxy.http.ca import Authority
+from km_net_proxy.http.connections import Connections
+from km_net_proxy.http.context import Evidence, GateContext
+from km_net_proxy.http.credentials import SecretCache
+from km_net_proxy.http.dial import Dialer
+from km_net_proxy.http.dispatch import Dispatcher
+from km_net_proxy.http.listener import Listener
+from km_net_proxy.http.upstream import Trust, Upstreams
+from km_net_proxy.inside import InsideApi
+from km_net_proxy.lease import Lease
+from km_net_proxy.settlement import SettlementJournal
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+    from km_core.plan import SandboxPlan
+    from km_core.types import Meter, Verdict
+
+MAX_CONNECTIONS = 4096
+_DESCRIPTORS_PER_CONNECTION = 6
+"""A spliced tunnel: two sockets and two pipes."""
+_TICK_S = 0.25
+_REPORT_S = 10.0
+_YEAR_S = 397 * 24 * 3600
+_UNASKED = "192.0.2.1"
+
+
+def main(argv: list[str]) -> int:
+    """Run a gate; *argv* is ``--fd N`` or ``--connect PATH``.  Returns the exit code."""
+    os.umask(0o077)
+    _log_to_stderr()
+    channel = boot.open_channel(argv)
+    try:
+        harden()
+        given, tcp, dns = boot.receive(channel)
+        boot.check_listeners(tcp, dns)
+    except KmError as error:
+        _answer_failure(channel, error)
+        return error.exit_code
+    import uvloop
+
+    with tcp, dns:
+        return uvloop.run(_run(channel, given, tcp, dns))
+
+
+async def _run(channel: socket.socket, given: boot.Bootstrap, tcp: socket.socket, dns: socket.socket) -> int:
+    log = structlog.get_logger("km.gate")
+    gate: Gate | None = None
+    try:
+        gate = await Gate.open(given)
+        await gate.start(tcp, dns)
+    except (KmError, OSError) as error:
+        log.critical("gate_not_started", error=str(error))
+        failure = error if isinstance(error, KmError) else KmError("the gate cannot start", why=str(error))
+        _answer_failure(channel, failure)
+        if gate is not None:
+            await gate.close()
+        return 1
+    # What lives now lives as long as the process; what comes later is mostly freed by reference counts.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    try:
+        await _serve_channel(channel, gate)
+    finally:
+        await gate.close()
+    log.info("gate_ended")
+    return 0
+
+
+async def _serve_channel(channel: socket.socket, gate: Gate) -> None:
+    """Say that the gate is ready, answer pings, return at the end of the channel or on SIGTERM."""
+    channel.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=channel)
+    ended = asyncio.ensure_future(_pings(reader, writer, gate))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.cancel)
+    try:
+        writer.write(_line({"ready": True, "ca_pem": gate.context.authority.pem, "pid": os.getpid()}))
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await ended
+    finally:
+        ended.cancel()
+        writer.close()
+
+
+async def _pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: Gate) -> None:
+    while line := await reader.readline():
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(message, dict) and "ping" in message:
+            writer.write(_line({"pong": message["ping"], **gate.health()}))
+            await writer.drain()
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _answer_failure(channel: socket.socket, error: KmError) -> None:
+    with contextlib.suppress(OSError):
+        channel.setblocking(True)
+        channel.sendall(_line({"ready": False, "error": error.to_dict()}))
+    channel.close()
+
+
+def _log_to_stderr() -> None:
+    """Log JSON lines; the supervisor puts them into ``gate.log``.  Secrets are cut out in one place."""
+    from km_core.audit import redact_processor
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact_processor,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+@define
+class _Parts:
+    """What a gate has open besides its context."""
+
+    control: AsyncControlClient
+    chain: ChainWriter
+    log: DecisionLog
+    names: SyntheticNames
+    resolver: Resolver
+    dns: DnsServer
+    journal: SettlementJournal
+    lease: Lease
+
+
+class Gate:
+    """
+    One sandbox's gate.
+
+    Args:
+        context: what connections share.
+        parts: what is opened and closed with the gate.
+        redirect: whether destinations come from the NAT table.
+    """
+
+    def __init__(self, context: GateContext, parts: _Parts, *, redirect: bool) -> None:
+        self.context = context
+        self._parts = parts
+        self._redirect = redirect
+        self._listener: Listener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = structlog.get_logger("km.gate")
+
+    @classmethod
+    async def open(cls, given: boot.Bootstrap, meters: Mapping[str, Meter] | None = None) -> Gate:
+        """
+        Put a gate together; nothing is served yet.
+
+        Args:
+            given: the bootstrap.
+            meters: by provider name; None for those of the installed plugins.
+
+        Raises:
+            KmError: a part cannot be opened.
+        """
+        plan = given.plan
+        offered = load_plugins().meters() if meters is None else meters
+        owned = {host: meter for meter in offered.values() for host in meter.hosts}
+        policy = NetworkPolicy.from_plan(
+            plan.network,
+            ai_ceiling=plan.budget.ai_limit_nusd is not None,
+            private_hosts=given.private_hosts,
+            metered_hosts=tuple(owned),
+        )
+        intercepted = {host: meter for host, meter in owned.items() if policy.connect(host, 443, "tls").allow}
+        given.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        given.audit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        authority = Authority.load_or_make(
+            given.state_dir, sorted(intercepted), sandbox_id=given.sandbox_id, life_s=_ca_life(plan)
+        )
+        chain = ChainWriter(given.audit_dir / "gate.jsonl", writer="gate", sandbox_id=given.sandbox_id)
+        try:
+            decisions = DecisionLog(chain)
+            names = SyntheticNames(given.state_dir / "names.jsonl")
+        except BaseException:
+            chain.close()
+            raise
+        control = AsyncControlClient(given.kmd_socket, token=given.token)
+        connections = Connections(_slots())
+        lease = Lease(control, on_deadline=connections.cut_all)
+        resolver = Resolver(
+            parse_servers(given.upstream_dns),
+            # A stand-in by name is dialled by name; the filter only has to know that it exists.
+            overrides={host: (_literal(entry.host), entry.port) for host, entry in given.upstreams.items()},
+        )
+
+        def dns_decision(verdict: Verdict, name: str, qtype: int) -> None:
+            decisions.record(verdict, kind="dns_query", name=name, detail=TYPE_NAMES.get(qtype, str(qtype)))
+
+        dns = DnsServer(policy, names, resolver, dns_decision)
+        dns.open = False
+        dialer = Dialer(
+            policy,
+            resolver,
+            overrides=given.upstreams,
+            proxy=given.upstream_proxy,
+            own_allowed=_single_addresses(plan),
+        )
+        journal = SettlementJournal(given.state_dir / "settle.wal", control)
+        budget = Budget(
+            control,
+            journal,
+            PriceTable.load(given.prices or None),
+            ceiling=plan.budget.ai_limit_nusd is not None,
+            sandbox=given.alias or given.sandbox_id,
+        )
+        context = GateContext(
+            sandbox_id=given.sandbox_id,
+            policy=policy,
+            evidence=Evidence(decisions, chain),
+            lease=lease,
+            connections=connections,
+            names=names,
+            dialer=dialer,
+            upstreams=Upstreams(dialer, Trust(dict(given.upstreams))),
+            authority=authority,
+            budget=budget,
+            secrets=SecretCache(control),
+            inside=InsideApi(budget, sandbox_id=given.sandbox_id),
+            dns=dns,
+            meters=intercepted,
+        )
+        parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease)
+        return cls(context, parts, redirect=given.how == "redirect")
+
+    async def start(self, tcp: socket.socket, dns: socket.socket) -> None:
+        """
+        Begin to serve on the sandbox's listeners.
+
+        Raises:
+            KmError: the settlement journal or the audit chain cannot be written.
+        """
+        parts = self._parts
+        parts.journal.start()
+        self.context.evidence.event("gate_started", pid=os.getpid(), redirect=self._redirect)
+        # The first lease usually comes at once; without it everything waits closed.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await parts.lease.renew()
+        parts.lease.start()
+        parts.dns.open = parts.lease.valid
+        parts.dns.attach(dns)
+        dispatcher = Dispatcher(self.context)
+        self._listener = Listener(tcp, self.context.connections, dispatcher.serve, redirect=self._redirect)
+        self._listener.start()
+        self.context.connections.start_sweeping()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._ticking()), loop.create_task(self._reporting())]
+
+    def health(self) -> dict[str, Any]:
+        """Return what a pong says besides its number."""
+        lease = "valid" if self._parts.lease.valid else "expired"
+        return {"lease": lease, "connections": len(self.context.connections)}
+
+    async def _ticking(self) -> None:
+        """Write out the counts of gathered decisions and keep the DNS filter in step with the lease."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._parts.dns.open = self._parts.lease.valid
+            try:
+                self._parts.log.flush()
+            except AuditError as error:
+                self._log.error("audit_not_written", error=str(error))
+
+    async def _reporting(self) -> None:
+        """Tell the control plane the head of the chain, and that the sandbox is in use."""
+        parts = self._parts
+        told: tuple[int, str] = (0, "")
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            try:
+                head = parts.chain.head
+                if head != told:
+                    await asyncio.to_thread(parts.chain.sync)
+                    await parts.control.call("audit.head", writer="gate", seq=head[0], hash=head[1])
+                    told = head
+                    await parts.control.call("activity", at=time.time())
+                elif len(self.context.connections):
+                    await parts.control.call("activity", at=time.time())
+            except KmError as error:
+                self._log.warning("report_failed", error=str(error))
+
+    async def close(self) -> None:
+        """End everything in order: no new traffic, none left, what it cost written down."""
+        if self._listener is not None:
+            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        parts = self._parts
+        await parts.dns.close()
+        await self.context.connections.close()
+        await self.context.upstreams.close()
+        await parts.lease.close()
+        await parts.journal.close()
+        await parts.resolver.close()
+        await parts.names.close()
+        await parts.control.close()
+        with contextlib.suppress(AuditError):
+            parts.log.flush(everything=True)
+            self.context.evidence.event("gate_stopped")
+        parts.chain.close()
+
+
+def _slots() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(MAX_CONNECTIONS, (soft - 256) // _DESCRIPTORS_PER_CONNECTION))
+
+
+def _ca_life(plan: SandboxPlan) -> int:
+    """Return how long the sandbox's CA must last, in seconds: it cannot change while a sandbox runs."""
+    lifecycle = plan.lifecycle
+    return max(lifecycle.max_lifetime_s or 0, lifecycle.ttl_s or 0, _YEAR_S)
+
+
+def _single_addresses(plan: SandboxPlan) -> frozenset[str]:
+    """Return the addresses that the plan names one by one: only these may be the host's own."""
+    return frozenset(
+        address
+        for rule in plan.network.addresses
+        for address, _, length in [rule.cidr.partition("/")]
+        if length == ("128" if ":" in address else "32")
+    )
+
+
+def _literal(host: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return _UNASKED

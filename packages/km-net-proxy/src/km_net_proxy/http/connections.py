@@ -1,0 +1,122 @@
+"""Every connection the gate holds: limits, time-outs without a timer each, and the cut at the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+HEAD_TIMEOUT_S = 60.0
+"""A request head, a ClientHello or the next request must be there within this time."""
+IDLE_TIMEOUT_S = 300.0
+"""A tunnel or a body that moves no byte for this long is closed."""
+CALL_TIMEOUT_S = 840.0
+"""A metered call may be silent for this long; its reservation lasts 900 s."""
+
+
+class Connection:
+    """
+    One accepted connection.
+
+    Attributes:
+        number: correlation id in the audit records, unique in the gate's life.
+        expires: loop time at which it is cut; its owner moves it on as bytes flow.
+    """
+
+    __slots__ = ("_loop", "_task", "expires", "number")
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.number = number
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self.expires = loop.time() + HEAD_TIMEOUT_S
+
+    def bind(self, task: asyncio.Task[None]) -> None:
+        """Say which task serves it."""
+        self._task = task
+
+    def extend(self, seconds: float) -> None:
+        """Give it *seconds* from now."""
+        self.expires = self._loop.time() + seconds
+
+    def cut(self) -> None:
+        """End it at once; its task's cleanup closes every socket."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Connections:
+    """
+    The set of connections.
+
+    Args:
+        limit: how many may be open together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._open: dict[Connection, None] = {}
+        self._numbers = itertools.count(1)
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._open))
+
+    @property
+    def full(self) -> bool:
+        """Whether another connection must be refused."""
+        return len(self._open) >= self.limit
+
+    def serve(self, handler: Callable[[Connection], Coroutine[None, None, None]]) -> Connection:
+        """Start *handler* for a new connection and return it."""
+        loop = asyncio.get_running_loop()
+        connection = Connection(next(self._numbers), loop)
+        self._open[connection] = None
+        task = loop.create_task(handler(connection))
+        connection.bind(task)
+        task.add_done_callback(lambda done: self._done(connection, done))
+        return connection
+
+    def _done(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._open.pop(connection, None)
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"connection {connection.number} failed", "exception": error}
+                )
+
+    def cut_all(self) -> int:
+        """Cut everything; returns how many there were."""
+        every = list(self._open)
+        for connection in every:
+            connection.cut()
+        return len(every)
+
+    def start_sweeping(self) -> None:
+        """Begin to cut connections whose time is over, once a second."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1)
+            now = loop.time()
+            for connection in list(self._open):
+                if connection.expires < now:
+                    connection.cut()
+
+    async def close(self) -> None:
+        """Cut everything and wait until it has ended."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        tasks = [c._task for c in self._open if c._task is not None]  # noqa: SLF001 - its own part
+        self.cut_all()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,98 @@
+"""What every connection of one gate shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from km_core.audit import ChainWriter, DecisionLog
+    from km_core.policy import NetworkPolicy
+    from km_core.types import Meter, Verdict
+    from km_net_proxy.budget import Budget
+    from km_net_proxy.http.ca import Authority
+    from km_net_proxy.http.connections import Connections
+    from km_net_proxy.http.contracts import DnsOverTcp, LeaseView, NamesByAddress, Secrets
+    from km_net_proxy.http.dial import Dialer
+    from km_net_proxy.http.upstream import Upstreams
+    from km_net_proxy.inside import InsideApi
+
+
+class Evidence:
+    """
+    Writes decisions and the ends of tunnels to the gate's chain.
+
+    Every method raises `AuditError` when the record cannot be kept; the caller then refuses.
+
+    Args:
+        log: gathers equal decisions.
+        chain: takes single events.
+    """
+
+    def __init__(self, log: DecisionLog, chain: ChainWriter) -> None:
+        self._log = log
+        self._chain = chain
+
+    def decided(
+        self,
+        verdict: Verdict,
+        kind: str,
+        *,
+        name: str = "",
+        address: str = "",
+        port: int = 0,
+        detail: str = "",
+    ) -> None:
+        """Record a decision before it takes effect."""
+        self._log.record(verdict, kind=kind, name=name, address=address, port=port, detail=detail)
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Record something that is counted by itself: the end of a tunnel, a model call."""
+        self._chain.append({"kind": kind, **{key: value for key, value in data.items() if value != ""}})
+
+
+@define
+class GateContext:
+    """
+    The parts of a gate.
+
+    Attributes:
+        sandbox_id: whose gate it is.
+        policy: what may be reached.
+        evidence: the audit chain.
+        lease: whether traffic may pass.
+        connections: what is open.
+        names: names behind synthetic addresses.
+        dialer: opens sockets to the outside.
+        upstreams: opens and keeps connections for requests.
+        authority: the sandbox's CA.
+        meters: by host; these hosts are intercepted.
+        intercepted: further hosts that are intercepted without a meter.
+        budget: the AI pool.
+        secrets: credentials to inject.
+        inside: the inside API.
+        dns: the DNS filter, for TCP.
+    """
+
+    sandbox_id: str
+    policy: NetworkPolicy
+    evidence: Evidence
+    lease: LeaseView
+    connections: Connections
+    names: NamesByAddress
+    dialer: Dialer
+    upstreams: Upstreams
+    authority: Authority
+    budget: Budget
+    secrets: Secrets
+    inside: InsideApi
+    dns: DnsOverTcp | None = None
+    meters: Mapping[str, Meter] = field(factory=dict)
+    intercepted: frozenset[str] = frozenset()
+
+    def intercepts(self, name: str) -> bool:
+        """Whether TLS to *name* is opened here."""
+        return name in self.meters or name in self.intercepted

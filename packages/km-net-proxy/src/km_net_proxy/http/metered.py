@@ -1,0 +1,380 @@
+"""
+Model calls: recognised, bounded, reserved, sent with the operator's credential, metered, settled.
+
+Order per request (spec/metering-budget.md section 6): endpoint, credential, body, reservation, forward,
+meter, settle.  Only these requests are buffered: what a call may cost must be known before it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from km_core.errors import KmError
+from km_core.types import EndpointKind, Verdict
+from km_net_proxy.budget import Refused, unavailable
+from km_net_proxy.http.coding import CodingError, acceptable, decode_whole
+from km_net_proxy.http.connections import CALL_TIMEOUT_S, IDLE_TIMEOUT_S
+from km_net_proxy.http.credentials import injected, strip_fields, strip_query
+from km_net_proxy.http.exchange import (
+    ClientBodyError,
+    Exchange,
+    UpstreamLostError,
+    body_of,
+    request_head,
+)
+from km_net_proxy.http.head import HeadError
+from km_net_proxy.http.refusal import printable
+from km_net_proxy.http.scope import RequestRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from km_core.types import CallPlan, Endpoint, Meter, Usage
+    from km_core.types.meter import Decoder, ResponseFilter, UsageParser
+    from km_net_proxy.budget import Reservation
+    from km_net_proxy.http.head import RequestHead, ResponseHead
+    from km_net_proxy.http.scope import Target
+    from km_net_proxy.http.session import Session
+
+MAX_BODY = 32 * 1024 * 1024
+"""Largest body of a metered request, in bytes, before and after its content coding is taken off."""
+DRAIN_S = 60.0
+"""How long an answer is read on after its client has gone, for its usage."""
+DRAIN_BYTES = 8 * 1024 * 1024
+
+_CODING_DROPPED = frozenset({b"accept-encoding", b"content-encoding", b"expect", b"content-md5", b"digest"})
+
+
+class _DrainEnoughError(UpstreamLostError):
+    """The client is gone and the answer runs on for longer than is worth waiting."""
+
+
+class MeterTap:
+    """
+    Reads a response's usage as it passes, in constant memory.
+
+    Args:
+        meter: the provider's rules.
+        endpoint: what was called.
+        plan: the call.
+    """
+
+    def __init__(self, meter: Meter, endpoint: Endpoint, plan: CallPlan) -> None:
+        self._meter = meter
+        self._endpoint = endpoint
+        self._plan = plan
+        self._parser: UsageParser | None = None
+        self._decoder: Decoder | None = None
+        self._filter: ResponseFilter | None = None
+        self._loop = asyncio.get_running_loop()
+        self._drain_until = 0.0
+        self._drained = 0
+        self.status = 0
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the client gets other bytes than came."""
+        return self._filter is not None
+
+    def drain(self) -> None:
+        """Note that the client is gone."""
+        self._drain_until = self._loop.time() + DRAIN_S
+
+    def begin(self, response: ResponseHead) -> None:
+        """Set the parser up for a response."""
+        headers = response.headers()
+        self.status = response.status
+        self._parser = self._meter.parser(self._endpoint, self._plan, response.status, headers)
+        coding = headers.get("content-encoding", "")
+        self._decoder = self._meter.decoder(coding)
+        if response.status < 300 and coding.strip().lower() in ("", "identity"):
+            self._filter = self._meter.response_filter(self._plan)
+
+    def feed(self, data: bytes) -> bytes:
+        """Meter *data* and return what the client gets."""
+        if self._drain_until:
+            self._drained += len(data)
+            if self._drained > DRAIN_BYTES or self._loop.time() > self._drain_until:
+                raise _DrainEnoughError("the client is gone", started=True)
+        decoder, parser = self._decoder, self._parser
+        if decoder is not None and parser is not None and not decoder.failed:
+            plain = decoder.feed(data)
+            parser.feed(plain)
+            while decoder.pending and not decoder.failed:
+                parser.feed(decoder.feed(b""))
+        return data if self._filter is None else self._filter.feed(data)
+
+    def end(self) -> bytes:
+        """Return what the filter still holds."""
+        return b"" if self._filter is None else self._filter.finish()
+
+    def usage(self) -> Usage | None:
+        """Return the usage seen, or None when no response began; may be called once."""
+        parser, decoder = self._parser, self._decoder
+        if parser is None or decoder is None:
+            return None
+        rest = decoder.finish()
+        if rest:
+            parser.feed(rest)
+        self._parser = None
+        return parser.finish()
+
+
+class ModelCalls:
+    """
+    Serves requests to one metered host.
+
+    Args:
+        session: the client's.
+        meter: the host's rules.
+    """
+
+    def __init__(self, session: Session, meter: Meter) -> None:
+        self._session = session
+        self._gate = session.gate
+        self._meter = meter
+
+    async def serve(self, request: RequestHead, target: Target) -> bool:
+        """Carry out or refuse one request; True when the connection can carry another."""
+        try:
+            return await self._serve(request, target)
+        except Refused as refused:
+            self._record(refused, target)
+            raise self._in_provider_shape(refused, request) from refused
+
+    def _record(self, refused: Refused, target: Target) -> None:
+        layer = "lease" if refused.code == "control_plane_unavailable" else "budget"
+        verdict = Verdict(False, f"builtin:{refused.code}", layer, refused.message)
+        self._gate.evidence.decided(
+            verdict,
+            "ai_call",
+            name=target.authority.host,
+            port=target.authority.port,
+            detail=self._meter.name,
+        )
+
+    def _in_provider_shape(self, refused: Refused, request: RequestHead) -> RequestRefused:
+        status, body = self._meter.refusal(refused.code, refused.message, refused.km)
+        headers = [("X-Should-Retry", "false")] if status != 503 else []
+        if refused.exhausted:
+            headers.append(("X-Km-Budget", "exhausted"))
+        return RequestRefused(
+            status,
+            body,
+            content_type="application/json",
+            headers=tuple(headers),
+            # A body that nobody read would be taken for the next request.
+            close=request.length != 0,
+        )
+
+    async def _serve(self, request: RequestHead, target: Target) -> bool:
+        if not self._gate.lease.valid:
+            raise unavailable()
+        headers = request.headers()
+        endpoint = self._meter.endpoint(request.method, target.path, headers)
+        if endpoint.kind is EndpointKind.REFUSED and await self._gate.budget.has_ceiling():
+            raise Refused(
+                "ai_endpoint_not_metered",
+                endpoint.reason or "this endpoint bills without saying how much, and a ceiling is set",
+            )
+        fields, path = await self._credentials(request, target)
+        if endpoint.kind is not EndpointKind.METERED:
+            return await self._pass(request, target, path, fields)
+        body = await self._body(request)
+        plan = await self._plan(endpoint, headers, body)
+        reservation = await self._gate.budget.reserve(self._meter.name, plan)
+        return await self._call(request, target, path, fields, endpoint=endpoint, reservation=reservation)
+
+    async def _credentials(
+        self, request: RequestHead, target: Target
+    ) -> tuple[list[tuple[bytes, bytes]], str]:
+        """Return the fields with the operator's credential instead of the client's, and a clean path."""
+        rule = self._meter.injection
+        fields = strip_fields(request.fields, rule)
+        path = strip_query(target.path)
+        if rule is None:
+            return fields, path
+        try:
+            secret = await self._gate.secrets.value(rule.secret)
+        except KmError as error:
+            raise unavailable() from error
+        if secret is None:
+            raise Refused(
+                "ai_credential_missing",
+                f"No credential is set for {self._meter.name}. On the host: km secrets set {rule.secret}",
+                {"code": "ai_credential_missing", "next": f"km secrets set {rule.secret}"},
+            )
+        try:
+            fields.append(injected(rule, secret))
+        except ValueError as error:
+            raise Refused("ai_credential_malformed", str(error)) from error
+        return fields, path
+
+    async def _pass(
+        self,
+        request: RequestHead,
+        target: Target,
+        path: str,
+        fields: list[tuple[bytes, bytes]],
+    ) -> bool:
+        """Carry out a request that costs nothing, or that nobody counts."""
+        session = self._session
+        head = request_head(request, path, target.host, fields)
+        exchange = Exchange(session.connection, session.client, request, idle_s=IDLE_TIMEOUT_S)
+        upstream = await session.open(target)
+        try:
+            outcome, reusable = await exchange.run(upstream, head)
+        except UpstreamLostError as error:
+            upstream.stream.abort()
+            return session.lost(error, started=exchange.started)
+        except ClientBodyError as error:
+            upstream.stream.abort()
+            raise RequestRefused.error(400, "http_malformed", str(error), close=True) from error
+        except BaseException:
+            upstream.stream.abort()
+            raise
+        self._doubt(outcome.status)
+        return await session.finish(upstream, outcome, reusable=reusable)
+
+    def _doubt(self, status: int) -> None:
+        if status == 401 and self._meter.injection is not None:
+            self._gate.secrets.doubt(self._meter.injection.secret)
+
+    async def _body(self, request: RequestHead) -> bytes:
+        """Read the whole request body, decoded."""
+        session = self._session
+        if request.length > MAX_BODY:
+            raise Refused("ai_request_too_large", f"a model call may have at most {MAX_BODY} bytes")
+        if b"expect" in request.index and request.length:
+            session.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async for piece in body_of(session.client, request.length):
+                session.connection.extend(IDLE_TIMEOUT_S)
+                size += len(piece)
+                if size > MAX_BODY:
+                    raise Refused("ai_request_too_large", f"a model call may have at most {MAX_BODY} bytes")
+                pieces.append(piece)
+        except (HeadError, UpstreamLostError) as error:
+            raise RequestRefused.error(400, "http_malformed", str(error), close=True) from error
+        # The body is read: the connection can be used on after a refusal.
+        request.length = 0
+        coding = request.index.get(b"content-encoding", b"").decode("latin-1")
+        try:
+            return decode_whole(coding, b"".join(pieces), MAX_BODY)
+        except CodingError as error:
+            raise Refused("ai_request_unreadable", f"the request's body cannot be read: {error}") from error
+
+    async def _plan(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> CallPlan:
+        try:
+            plan = self._meter.plan_call(endpoint, headers, body)
+        except (KmError, ValueError, TypeError, KeyError, RecursionError) as error:
+            # What cannot be read cannot be bounded.
+            raise Refused("ai_request_unreadable", "the request's body cannot be read") from error
+        if plan.refusal and await self._gate.budget.has_ceiling():
+            raise Refused("ai_call_unbounded", plan.refusal)
+        return plan
+
+    async def _call(
+        self,
+        request: RequestHead,
+        target: Target,
+        path: str,
+        fields: list[tuple[bytes, bytes]],
+        *,
+        endpoint: Endpoint,
+        reservation: Reservation,
+    ) -> bool:
+        """Send a reserved call and settle it, however it ends."""
+        session, plan = self._session, reservation.plan
+        tap = MeterTap(self._meter, endpoint, plan)
+        sent = settled = False
+
+        def client_lost() -> None:
+            # The provider bills what it produces whether somebody reads it or not.
+            tap.drain()
+            exchange.limit(DRAIN_S)
+
+        try:
+            body = plan.body
+            if reservation.output_limit is not None:
+                body = self._meter.clamp(endpoint, plan, reservation.output_limit)
+            accepted = (
+                None
+                if plan.strips_usage_chunk
+                else request.index.get(b"accept-encoding", b"").decode("latin-1")
+            )
+            self._allowed(endpoint, plan, target)
+            sent_fields = _with_encoding(fields, accepted)
+            head = request_head(request, path, target.host, sent_fields, len(body))
+            exchange = Exchange(
+                session.connection,
+                session.client,
+                request,
+                idle_s=CALL_TIMEOUT_S,
+                tap=tap,
+                added=_clamped(reservation),
+                on_client_lost=client_lost,
+            )
+            upstream = await session.open(target)
+            try:
+                sent = True
+                outcome, reusable = await exchange.run(upstream, head, body)
+            except BaseException:
+                upstream.stream.abort()
+                raise
+            self._settle(reservation, tap, sent=True)
+            settled = True
+            self._doubt(outcome.status)
+            return await session.finish(upstream, outcome, reusable=reusable)
+        except UpstreamLostError as error:
+            return session.lost(error, started=tap.status != 0)
+        finally:
+            if not settled:
+                self._settle(reservation, tap, sent=sent)
+
+    def _allowed(self, endpoint: Endpoint, plan: CallPlan, target: Target) -> None:
+        verdict = Verdict(True, "budget.ai", "budget", "the call is reserved")
+        self._gate.evidence.decided(
+            verdict,
+            "ai_call",
+            name=target.authority.host,
+            port=target.authority.port,
+            detail=f"{self._meter.name} {endpoint.name} {printable(plan.model, 100)}",
+        )
+
+    def _settle(self, reservation: Reservation, tap: MeterTap, *, sent: bool) -> None:
+        """Hand the call's cost to the journal; never raises, never waits."""
+        budget = self._gate.budget
+        if not sent:
+            budget.release(reservation)
+            return
+        try:
+            usage = tap.usage()
+        except Exception:  # noqa: BLE001 - a defect in a meter must not make a call free
+            usage = None
+        if usage is None:
+            budget.settle_lost(reservation)
+            return
+        billed = (
+            usage.input_tokens or usage.output_tokens or usage.cache_read_tokens or usage.cache_write_tokens
+        )
+        if tap.status >= 400 and not billed:
+            budget.release(reservation)
+            return
+        budget.settle(reservation, usage)
+
+
+def _clamped(reservation: Reservation) -> bytes:
+    if reservation.output_limit is None:
+        return b""
+    return b"X-Km-Clamped: %d\r\n" % reservation.output_limit
+
+
+def _with_encoding(fields: list[tuple[bytes, bytes]], accepted: str | None) -> list[tuple[bytes, bytes]]:
+    """Return *fields* with an ``Accept-Encoding`` the gate can read, for a body without coding."""
+    kept = [field for field in fields if field[0].lower() not in _CODING_DROPPED]
+    kept.append((b"Accept-Encoding", acceptable(accepted).encode("ascii")))
+    return kept

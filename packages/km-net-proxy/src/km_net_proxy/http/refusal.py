@@ -1,0 +1,107 @@
+"""
+What a refused client is told: who refused, by which rule, and what to do next.
+
+A refusal names the sandbox, the host, the layer and the rule; it never holds a secret, and what the
+client sent comes back only in a form that no terminal interprets.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from km_core.types import Verdict
+
+BLOCKED = "Blocked by km sandbox policy"
+HTTPS_ONLY = "Blocked: HTTPS only — plain HTTP is not allowed by sandbox policy"
+
+ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
+"""A fatal TLS alert, access_denied (RFC 8446 section 6.2), in a record of its own."""
+UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
+"""A fatal TLS alert, unrecognized_name (RFC 6066 section 3)."""
+
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    421: "Misdirected Request",
+    431: "Request Header Fields Too Large",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+
+
+def response(
+    status: int,
+    body: bytes,
+    *,
+    content_type: str = "text/plain; charset=utf-8",
+    headers: tuple[tuple[str, str], ...] = (),
+    close: bool = True,
+    head_only: bool = False,
+) -> bytes:
+    """Return a whole response made by the gate; *head_only* for a HEAD request."""
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Km-Gate: 1",
+        *(f"{name}: {value}" for name, value in headers),
+    ]
+    if close:
+        lines.append("Connection: close")
+    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+    return head if head_only else head + body
+
+
+def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
+    """
+    Return the text of a 403.
+
+    Args:
+        verdict: the denial.
+        sandbox: id of the sandbox.
+        target: ``host:port`` as judged.
+    """
+    title = HTTPS_ONLY if verdict.rule == "builtin:https-only" else BLOCKED
+    shown = printable(target)
+    lines = [
+        title,
+        "",
+        f"sandbox: {sandbox}",
+        f"host:    {shown}",
+        f"layer:   {verdict.layer}",
+        f"rule:    {verdict.rule}",
+        f"reason:  {printable(verdict.reason)}",
+        f"next:    {_next(verdict, shown)}",
+        "",
+    ]
+    return "\n".join(lines).encode("utf-8")
+
+
+def _next(verdict: Verdict, target: str) -> str:
+    if verdict.rule == "builtin:https-only":
+        return "use https://"
+    if verdict.rule in ("builtin:default-deny", "builtin:port"):
+        return (
+            f"the operator can add {target} to spec.network.egress.allowedHosts; "
+            f"`km explain egress PROFILE {target}` shows the decision"
+        )
+    return f"`km explain egress PROFILE {target}` shows the decision"
+
+
+def json_error(code: str, message: str, **members: object) -> bytes:
+    """Return the JSON body of an error that is the gate's own: ``{"error": code, "message": …}``."""
+    return json.dumps({"error": code, "message": message, **members}).encode()
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Return *text* without control characters and not longer than *limit*."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])

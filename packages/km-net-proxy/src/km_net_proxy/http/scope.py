@@ -1,0 +1,75 @@
+"""What a connection was made to, where one request goes, and the refusal of a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from km_net_proxy.http.refusal import json_error
+
+if TYPE_CHECKING:
+    import ipaddress
+
+    from km_core.policy import Authority
+
+_JSON = "application/json"
+
+
+@frozen
+class Scope:
+    """
+    What a connection was made to.
+
+    Attributes:
+        name: canonical name the client dialled; empty for a literal address and an explicit proxy.
+        address: literal address the client dialled, else None.
+        port: TCP port it dialled.
+        tls: whether the gate took TLS off.
+        explicit: whether the client talks to the gate as a proxy.
+    """
+
+    name: str
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
+    port: int
+    tls: bool = False
+    explicit: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of origin-form requests here."""
+        return "https" if self.tls else "http"
+
+
+class RequestRefused(Exception):  # noqa: N818 - an answer, not a defect
+    """A request is answered by the gate itself."""
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: str = "text/plain; charset=utf-8",
+        headers: tuple[tuple[str, str], ...] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.close = close
+
+    @classmethod
+    def error(cls, status: int, code: str, message: str, *, close: bool = False) -> RequestRefused:
+        """Return a refusal with the gate's own JSON body."""
+        return cls(status, json_error(code, message), content_type=_JSON, close=close)
+
+
+@frozen
+class Target:
+    """Where one request goes: the authority it names and the path to ask there."""
+
+    authority: Authority
+    path: str
+    host: str

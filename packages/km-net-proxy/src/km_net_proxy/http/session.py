@@ -1,0 +1,347 @@
+"""
+HTTP on one client connection: every request is judged anew, then carried out or refused.
+
+The same functions serve the transparent path, the explicit proxy and decrypted TLS; what differs is the
+`Scope`, which says what the connection itself was allowed for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from km_core.errors import AuditError, KmError
+from km_core.policy import INSIDE_NAME, parse_authority
+from km_core.types import Verdict
+from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
+from km_net_proxy.http.dial import DialDenied, DialError
+from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
+from km_net_proxy.http.head import HeadError, RequestHead, check_partial, parse_request
+from km_net_proxy.http.metered import ModelCalls
+from km_net_proxy.http.refusal import blocked_page, json_error, printable, response
+from km_net_proxy.http.scope import RequestRefused, Scope, Target
+
+if TYPE_CHECKING:
+    from km_core.policy import Authority
+    from km_net_proxy.http.connections import Connection
+    from km_net_proxy.http.context import GateContext
+    from km_net_proxy.http.exchange import Outcome
+    from km_net_proxy.http.stream import Stream
+    from km_net_proxy.http.upstream import Upstream
+
+_JSON = "application/json"
+_LINGER_S = 1.0
+_LINGER_BYTES = 1 << 20
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Session:
+    """
+    Serves requests on one stream.
+
+    Args:
+        gate: the shared parts.
+        connection: whose time this uses.
+        client: the stream.
+        scope: what the connection was made to.
+    """
+
+    def __init__(self, gate: GateContext, connection: Connection, client: Stream, scope: Scope) -> None:
+        self.gate = gate
+        self.connection = connection
+        self.client = client
+        self.scope = scope
+
+    async def run(self) -> None:
+        """Serve until the client is done, then close the stream."""
+        while True:
+            self.connection.extend(HEAD_TIMEOUT_S)
+            try:
+                head = await self.client.read_head(check_partial)
+                if not head:
+                    break
+                request = parse_request(head)
+            except HeadError as error:
+                await self._malformed(str(error))
+                break
+            if not await self._serve(request):
+                break
+        self.client.close()
+
+    async def _serve(self, request: RequestHead) -> bool:
+        """Answer one request; True when the connection can carry another."""
+        try:
+            return await self._answer(request)
+        except RequestRefused as refusal:
+            close = refusal.close or not request.keep_alive or request.minor == 0 or request.length != 0
+            head_only = request.method == "HEAD"
+            self.client.write(
+                response(
+                    refusal.status,
+                    refusal.body,
+                    content_type=refusal.content_type,
+                    headers=refusal.headers,
+                    close=close,
+                    head_only=head_only,
+                )
+            )
+            if close:
+                await self.linger()
+            return not close
+        except AuditError:
+            self.client.write(
+                response(
+                    503,
+                    json_error("audit_unavailable", "the decision cannot be recorded"),
+                    content_type=_JSON,
+                )
+            )
+            await self.linger()
+            return False
+
+    async def _answer(self, request: RequestHead) -> bool:
+        target = self.target_of(request)
+        host, port = target.authority.host, target.authority.port
+        if host == INSIDE_NAME and not self.scope.tls and port == 80:
+            return await self._inside(request, target)
+        self._judge(request, target)
+        if not self.gate.lease.valid:
+            self._unleased(host)
+        upgrade = request.index.get(b"upgrade", b"").lower()
+        meter = self.gate.meters.get(host)
+        if upgrade and (meter is not None or upgrade != b"h2c"):
+            self.deny("builtin:upgrade", "http", "protocol upgrades do not pass the HTTP filter", target)
+        if meter is not None or host in self.gate.intercepted:
+            if not self.scope.tls:
+                self.deny("builtin:intercepted-host", "http", "this host is reached over https only", target)
+            if request.method in ("CONNECT", "TRACE"):
+                raise RequestRefused.error(
+                    405, "method_not_allowed", "this method is not served here", close=True
+                )
+        if meter is not None:
+            return await ModelCalls(self, meter).serve(request, target)
+        return await self.forward(request, target)
+
+    def target_of(self, request: RequestHead) -> Target:
+        """
+        Work out where a request goes, and refuse one whose parts contradict each other.
+
+        Raises:
+            RequestRefused: 400 for a malformed target, 421 for another host than the connection's.
+        """
+        scope = self.scope
+        if request.method in ("CONNECT", "PRI"):
+            raise RequestRefused.error(
+                405, "method_not_allowed", "this method is not served here", close=True
+            )
+        try:
+            host = request.index.get(b"host", b"").decode("ascii")
+            if request.target.startswith("/") or request.target == "*":
+                if scope.explicit:
+                    raise ValueError("a proxy request needs an absolute URL")
+                if request.target == "*" and request.method != "OPTIONS":
+                    raise ValueError("only OPTIONS has the target *")
+                path = request.target
+                named = parse_authority(host, scope.port)
+            else:
+                named, path = self._absolute(request.target, host)
+        except (ValueError, UnicodeDecodeError) as error:
+            self._malformed_event(str(error))
+            raise RequestRefused.error(400, "http_malformed", printable(str(error)), close=True) from error
+        if not scope.explicit:
+            self._same_host(named, request)
+        default = 443 if scope.tls else 80
+        text = f"[{named.host}]" if ":" in named.host else named.host
+        return Target(named, path, text if named.port == default else f"{text}:{named.port}")
+
+    def _absolute(self, target: str, host: str) -> tuple[Authority, str]:
+        scheme, mark, rest = target.partition("://")
+        if not mark or scheme.lower() != self.scope.scheme:
+            raise ValueError(f"the target is neither a path nor an {self.scope.scheme}:// URL")
+        cut = min((rest.find(c) for c in "/?#" if c in rest), default=len(rest))
+        text, path = rest[:cut], rest[cut:].partition("#")[0]
+        default = 443 if self.scope.tls else 80
+        named = parse_authority(text, default)
+        if host and parse_authority(host, default) != named:
+            raise ValueError("the URL and the Host field name different hosts")
+        return named, path if path.startswith("/") else "/" + path
+
+    def _same_host(self, named: Authority, request: RequestHead) -> None:
+        """Refuse a request for another host than the one dialled (SNI = Host = dialled name)."""
+        scope = self.scope
+        if scope.name:
+            same = named.address is None and named.host == scope.name
+        else:
+            same = named.address is None or named.address == scope.address
+        if same and named.port == scope.port:
+            return
+        verdict = Verdict(
+            False, "builtin:host-mismatch", "http", "the Host field names another host than the connection"
+        )
+        self.gate.evidence.decided(
+            verdict,
+            "http_request",
+            name=scope.name or str(scope.address),
+            port=scope.port,
+            detail=f"{request.method} Host: {printable(str(named), 260)}",
+        )
+        page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
+        raise RequestRefused(421, page, close=True)
+
+    def _judge(self, request: RequestHead, target: Target) -> None:
+        """Ask policy about one request; record the answer before it has any effect."""
+        named, policy = target.authority, self.gate.policy
+        if named.address is not None:
+            verdict = policy.address(named.address, named.port, "http")
+        else:
+            verdict = policy.connect(named.host, named.port, "http")
+            if verdict.allow and self.scope.address is not None:
+                # A name on a connection to a literal address: both must be allowed.
+                verdict = policy.address(self.scope.address, self.scope.port, "http")
+                if verdict.allow and self.gate.intercepts(named.host):
+                    verdict = Verdict(
+                        False, "builtin:host-mismatch", "http", "this host is not reached by address"
+                    )
+        if verdict.allow and policy.https_only and not self.scope.tls:
+            verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
+        detail = request.method
+        if not verdict.allow:
+            detail += " " + printable(target.path.partition("?")[0], 200)
+        self.gate.evidence.decided(
+            verdict,
+            "http_request",
+            name="" if named.address is not None else named.host,
+            address="" if named.address is None else str(named.address),
+            port=named.port,
+            detail=detail,
+        )
+        if not verdict.allow:
+            page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
+            raise RequestRefused(403, page)
+
+    def deny(self, rule: str, layer: str, reason: str, target: Target) -> None:
+        """Record and answer a denial that is not the network policy's."""
+        verdict = Verdict(False, rule, layer, reason)
+        named = target.authority
+        self.gate.evidence.decided(verdict, "http_request", name=named.host, port=named.port)
+        page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
+        raise RequestRefused(403, page)
+
+    def _unleased(self, host: str) -> None:
+        verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
+        self.gate.evidence.decided(verdict, "http_request", name=host)
+        if host in self.gate.meters and self.scope.tls:
+            return  # answered in the provider's own shape
+        raise RequestRefused.error(503, "control_plane_unavailable", "the control plane cannot be reached")
+
+    async def _inside(self, request: RequestHead, target: Target) -> bool:
+        verdict = self.gate.policy.connect(INSIDE_NAME, 80, "http")
+        self.gate.evidence.decided(
+            verdict, "inside_request", name=INSIDE_NAME, port=80, detail=request.method
+        )
+        close = not request.keep_alive or request.minor == 0 or request.length != 0
+        self.client.write(await self.gate.inside.answer(request.method, target.path, close=close))
+        if close:
+            await self.linger()
+        return not close
+
+    async def forward(self, request: RequestHead, target: Target) -> bool:
+        """Carry out a request that no meter is concerned with."""
+        head = request_head(request, target.path, target.host, request.fields)
+        exchange = Exchange(self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S)
+        upstream = await self.open(target)
+        while True:
+            try:
+                outcome, reusable = await exchange.run(upstream, head)
+            except UpstreamLostError as error:
+                upstream.stream.abort()
+                replay = (
+                    upstream.reused and not error.started and request.length == 0 and request.method in _SAFE
+                )
+                if replay and not self.client.lost:
+                    # The server closed a kept connection while the request was on its way.
+                    upstream = await self.open(target, fresh=True)
+                    continue
+                return self.lost(error, started=exchange.started)
+            except ClientBodyError as error:
+                upstream.stream.abort()
+                self._malformed_event(str(error))
+                raise RequestRefused.error(400, "http_malformed", str(error), close=True) from error
+            except BaseException:
+                upstream.stream.abort()
+                raise
+            break
+        return await self.finish(upstream, outcome, reusable=reusable)
+
+    async def finish(self, upstream: Upstream, outcome: Outcome, *, reusable: bool) -> bool:
+        """Give the server's connection back; True when the client's can carry another request."""
+        if reusable:
+            self.gate.upstreams.keep(upstream)
+        else:
+            upstream.stream.close()
+        if not outcome.keep_client:
+            await self.linger()
+        return outcome.keep_client
+
+    async def open(self, target: Target, *, fresh: bool = False) -> Upstream:
+        """Return a connection for *target*; raises RequestRefused with 403 or 502."""
+        named = target.authority
+        try:
+            if self.scope.address is not None:
+                return await self.gate.upstreams.open_literal(
+                    self.scope.address, self.scope.port, tls=self.scope.tls
+                )
+            if named.address is not None:
+                return await self.gate.upstreams.open_literal(named.address, named.port)
+            return await self.gate.upstreams.open(named.host, named.port, tls=self.scope.tls, fresh=fresh)
+        except DialDenied as denied:
+            self.gate.evidence.decided(denied.verdict, "http_request", name=named.host, port=named.port)
+            page = blocked_page(denied.verdict, sandbox=self.gate.sandbox_id, target=str(named))
+            raise RequestRefused(403, page) from denied
+        except DialError as error:
+            raise RequestRefused.error(502, error.code, printable(str(error))) from error
+        except KmError as error:
+            raise RequestRefused.error(502, error.code, error.what) from error
+
+    def lost(self, error: UpstreamLostError, *, started: bool) -> bool:
+        """Tell the client that the server went away: 502, or a broken connection once bytes have gone."""
+        if self.client.lost:
+            return False
+        if started:
+            # An orderly end would make a cut-off body look whole.
+            self.client.abort()
+            return False
+        raise RequestRefused.error(502, "upstream_lost", str(error))
+
+    async def _malformed(self, why: str) -> None:
+        with contextlib.suppress(AuditError):
+            self._malformed_event(why)
+        self.client.write(response(400, json_error("http_malformed", why), content_type=_JSON))
+        await self.linger()
+
+    def _malformed_event(self, why: str) -> None:
+        verdict = Verdict(False, "builtin:http-malformed", "http", why)
+        scope = self.scope
+        self.gate.evidence.decided(
+            verdict, "http_malformed", name=scope.name, address=str(scope.address or ""), port=scope.port
+        )
+
+    async def linger(self) -> None:
+        """
+        Let the client read its answer before the connection goes.
+
+        Closing a socket with unread bytes in it sends a reset, which destroys the answer on its way.
+        """
+        client = self.client
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_LINGER_S):
+                await client.drain()
+                if not client.lost and client.transport.can_write_eof():
+                    client.transport.write_eof()
+                seen = 0
+                while seen < _LINGER_BYTES:
+                    data = await client.read()
+                    if not data:
+                        break
+                    seen += len(data)

@@ -1,0 +1,95 @@
+"""
+The inside API: what the sandbox may ask its gate at ``http://km.internal/``.
+
+Read-only; the name never leaves the gate, and nothing is cached on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from km_core.errors import KmError
+from km_core.ledger.money import usd_number
+from km_net_proxy.http.refusal import json_error, response
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from km_net_proxy.budget import BudgetView
+
+    Service = Callable[[], Awaitable[dict[str, Any]]]
+
+_JSON = "application/json"
+
+
+class InsideApi:
+    """
+    Answers requests to km.internal.
+
+    Args:
+        budget: the sandbox's budget.
+        sandbox_id: whose gate it is.
+    """
+
+    def __init__(self, budget: BudgetView, *, sandbox_id: str) -> None:
+        self._budget = budget
+        self._sandbox_id = sandbox_id
+        self._services: dict[str, tuple[str, Service]] = {
+            "/": ("this list", self._index),
+            "/budget": ("what is spent and what is left, in dollars", self._summary),
+        }
+
+    async def answer(self, method: str, target: str, *, close: bool) -> bytes:
+        """Return the whole response to one request."""
+        path = target.partition("?")[0]
+        path = path.rstrip("/") or "/"
+        head_only = method == "HEAD"
+        if method not in ("GET", "HEAD"):
+            body = json_error("method_not_allowed", "only GET is served here")
+            return response(405, body, content_type=_JSON, headers=(("Allow", "GET, HEAD"),), close=close)
+        entry = self._services.get(path)
+        if entry is None:
+            body = json_error("not_found", f"there is no service {path[:80]!r}", services=self._list())
+            return response(404, body, content_type=_JSON, close=close, head_only=head_only)
+        try:
+            data = await entry[1]()
+        except (KmError, KeyError, TypeError):
+            body = json_error("control_plane_unavailable", "the control plane cannot be reached")
+            return response(503, body, content_type=_JSON, close=close, head_only=head_only)
+        body = json.dumps(data, indent=2).encode() + b"\n"
+        return response(200, body, content_type=_JSON, close=close, head_only=head_only)
+
+    def _list(self) -> dict[str, str]:
+        return {path: summary for path, (summary, _) in self._services.items()}
+
+    async def _index(self) -> dict[str, Any]:
+        return {"sandbox_id": self._sandbox_id, "services": self._list()}
+
+    async def _summary(self) -> dict[str, Any]:
+        return budget_in_dollars(await self._budget.summary())
+
+
+def budget_in_dollars(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary of the wire with nano-dollars as dollars (``_nusd`` becomes ``_usd``)."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                (key.removesuffix("_nusd") + "_usd" if key.endswith("_nusd") else key): (
+                    usd_number(item) if key.endswith("_nusd") and isinstance(item, int) else convert(item)
+                )
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [convert(item) for item in value]
+        return value
+
+    result: dict[str, Any] = convert(summary)
+    for pool in ("ai", "compute"):
+        entry, wire = result.get(pool), summary.get(pool)
+        if isinstance(entry, dict) and isinstance(wire, dict):
+            limit = wire.get("limit_nusd")
+            used = int(wire.get("spent_nusd", 0)) + int(wire.get("reserved_nusd", 0))
+            entry["remaining_usd"] = None if limit is None else usd_number(max(int(limit) - used, 0))
+    return result

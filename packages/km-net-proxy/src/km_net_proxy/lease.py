@@ -1,0 +1,123 @@
+"""
+The gate's lease: permission from the control plane to let traffic pass, for a minute at a time.
+
+Without one nothing new begins; at the sandbox's deadline everything ends, whether the control plane
+lives or not (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from km_core.errors import KmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from km_net_proxy.http.credentials import Control
+
+RENEW_S = 10.0
+"""Seconds between renewals."""
+_RETRY_S = 2.0
+_CHECK_S = 0.5
+
+
+def _boot_time() -> float:
+    """Return a clock that neither jumps nor stops while the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Lease:
+    """
+    Holds and renews the lease.
+
+    Args:
+        control: the sandbox's connection to the control plane.
+        on_deadline: called once when the deadline has passed.
+        clock: seconds that only grow, for the validity.
+        wall: Unix time, for the deadline.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        *,
+        on_deadline: Callable[[], object],
+        clock: Callable[[], float] = _boot_time,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._control = control
+        self._on_deadline = on_deadline
+        self._clock = clock
+        self._wall = wall
+        self._until = 0.0
+        self._deadline = 0.0
+        self._over = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = structlog.get_logger("km.gate.lease")
+
+    @property
+    def valid(self) -> bool:
+        """Whether traffic may pass now."""
+        if self._over or self._clock() >= self._until:
+            return False
+        return not self._deadline or self._wall() < self._deadline
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._over
+
+    async def renew(self) -> bool:
+        """Ask for the lease once; returns whether it was given."""
+        asked = self._clock()
+        try:
+            answer = await self._control.call("lease", holder="gate")
+            valid_s, deadline = float(answer["valid_s"]), float(answer["deadline"])
+        except (KmError, KeyError, TypeError, ValueError) as error:
+            self._log.warning("lease_not_renewed", error=str(error))
+            return False
+        # Counted from the question: an answer that took long must not last longer than was meant.
+        self._until = asked + valid_s
+        self._deadline = deadline
+        self._check_deadline()
+        return True
+
+    def start(self) -> None:
+        """Begin to renew and to watch the deadline."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._renewing()), loop.create_task(self._watching())]
+
+    async def _renewing(self) -> None:
+        while True:
+            renewed = await self.renew()
+            await asyncio.sleep(RENEW_S if renewed else _RETRY_S)
+
+    async def _watching(self) -> None:
+        while not self._over:
+            await asyncio.sleep(_CHECK_S)
+            self._check_deadline()
+
+    def _check_deadline(self) -> None:
+        passed = bool(self._deadline) and self._wall() >= self._deadline
+        if passed and not self._over:
+            self._over = True
+            self._log.warning("deadline_passed")
+            self._on_deadline()
+        elif not passed and self._over:
+            # The operator extended the sandbox's life.
+            self._over = False
+            self._log.info("deadline_extended")
+
+    async def close(self) -> None:
+        """Stop renewing."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
