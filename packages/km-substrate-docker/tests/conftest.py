@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from attrs import define, evolve, field
+
 from km_core.config import Config
 from km_core.errors import ProvisionError
 from km_core.plan import LimitsPlan, NetworkPlan, SandboxPlan, WorkloadPlan
@@ -20,9 +21,8 @@ from km_host.backend import PodContext
 from km_substrate_docker import image
 from km_substrate_docker.base.build import Progress, build
 from km_substrate_docker.containers import Specs
-from km_substrate_docker.engine import connect, find, remove
-from km_substrate_docker.stream import engine_socket
-from km_substrate_docker.pod_backend import DockerPod
+from km_substrate_docker.engine import connect, default_host, find, remove
+from km_substrate_docker.pod_backend import make_backend
 
 FAKE_GATE = Path(__file__).with_name("fake_gate.py")
 
@@ -31,8 +31,7 @@ FAKE_GATE = Path(__file__).with_name("fake_gate.py")
 def engine():
     """An engine that answers, with the base image; without one the tests are skipped."""
     try:
-        engine_socket()
-        with connect() as client:
+        with connect(default_host()) as client:
             build(client, Progress())
             yield client
     except ProvisionError as error:
@@ -61,8 +60,11 @@ class ControlSocket:
     path: Path
     listener: socket.socket
 
-    def renew(self):
+    def close(self):
         self.listener.close()
+
+    def renew(self):
+        self.close()
         self.path.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.path))
@@ -101,7 +103,7 @@ def make_context(engine, config, plan):
         )
         for path in (context.state_dir, context.log_dir, context.runtime_dir, context.audit_dir):
             path.mkdir(mode=0o700, parents=True)
-        image.store(image.resolve(engine, config), context.state_dir)
+        image.store(image.resolve(engine, default_host(), config), context.state_dir)
         made.append(context)
         return context
 
@@ -119,7 +121,7 @@ def control(make_context):
         def make(context):
             control = ControlSocket(context.runtime_dir / "kmd.sock", socket.socket())
             control.renew()
-            stack.callback(lambda: control.listener.close())
+            stack.callback(control.close)
             return control
 
         yield make
@@ -166,13 +168,13 @@ class LivePod:
     context: object
     control: object
     runner: asyncio.Runner = field(factory=asyncio.Runner)
-    backend: DockerPod | None = None
+    backend: object = None
     listeners: object = None
     gate: object = None
     ready: dict | None = None
 
     def open(self):
-        self.backend = DockerPod(self.context)
+        self.backend = make_backend(self.context)
         self.listeners = self.runner.run(self.backend.open())
         return self
 

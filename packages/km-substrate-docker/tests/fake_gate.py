@@ -26,13 +26,18 @@ def receive(channel):
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(payload)
-    return json.loads(body), [socket.socket(fileno=number) for number in descriptors]
+    sockets = [socket.socket(fileno=number) for number in descriptors]
+    for sock in sockets:
+        # A timeout makes Python poll; the descriptions are shared with the supervisor and stay as they are.
+        sock.settimeout(3600)
+    return json.loads(body), sockets
 
 
 def serve_tcp(listener):
     while True:
         connection, _ = listener.accept()
         with connection:
+            connection.settimeout(5)
             connection.sendall(("gate saw " + json.dumps(connection.getsockname()[:2]) + "\n").encode())
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from km_substrate_docker.containers import WORKLOAD_CAPABILITIES
 from km_substrate_docker.engine import find
 

@@ -29,10 +29,33 @@ ROLES = ("main", "gate", "helper", "pause")
 _TIMEOUT_S = 60
 
 
-@contextmanager
-def connect() -> Iterator[DockerClient]:
+def default_host() -> str:
+    """Return the engine that Docker's own clients would use: ``DOCKER_HOST``, else the default socket."""
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def socket_path(host: str) -> str:
     """
-    Give a connection to the engine that the environment names (``DOCKER_HOST``, else the default).
+    Return the path of an engine's Unix socket.
+
+    Raises:
+        ProvisionError: the engine is not a local one.  Sandboxes share directories and sockets with
+            processes of this machine, so a remote engine cannot run them.
+    """
+    if not host.startswith("unix://"):
+        raise ProvisionError(
+            "Docker sandboxes need an engine on this machine",
+            where=host,
+            why="the gate shares sockets and directories with this machine",
+            hint="unset DOCKER_HOST, or point it at unix:///…",
+        )
+    return host.removeprefix("unix://")
+
+
+@contextmanager
+def connect(host: str) -> Iterator[DockerClient]:
+    """
+    Give a connection to the engine at *host*.
 
     Raises:
         ProvisionError: no engine answers there, or not to this user.
@@ -40,13 +63,13 @@ def connect() -> Iterator[DockerClient]:
     import docker
     from docker.errors import DockerException
 
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    socket_path(host)
     try:
-        client = docker.from_env(timeout=_TIMEOUT_S)
+        client = docker.DockerClient(base_url=host, timeout=_TIMEOUT_S)
     except DockerException as error:
         raise ProvisionError(
             "no Docker engine answers",
-            where=where,
+            where=host,
             why=_cause(error),
             hint="start Docker, or point DOCKER_HOST at an engine on this machine that you may use",
         ) from error

@@ -34,6 +34,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def execute(
     client: DockerClient,
+    host: str,
     container_id: str,
     argv: Sequence[str],
     *,
@@ -59,7 +60,7 @@ def execute(
             environment=dict(env),
         )
     exec_id = str(made["Id"])
-    sock, rest = hijack(f"/exec/{exec_id}/start", {"Detach": False, "Tty": tty})
+    sock, rest = hijack(host, f"/exec/{exec_id}/start", {"Detach": False, "Tty": tty})
     with sock, _raw_terminal(tty), _signals(client, container_id, exec_id, tty=tty):
         _Pump(sock, tty=tty, inbox=bytearray(rest)).run()
     return _exit_code(client, exec_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,6 +144,8 @@ def share_socket(source: Path, target: Path, gid: int) -> bool:
 
 def host_ca_bundle() -> Path | None:
     """Return the file of CAs this host trusts, so that the gate trusts what a host process would."""
+    import ssl
+
     found = ssl.get_default_verify_paths()
     for name in (found.cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"):
         if name and Path(name).is_file():

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from km_core import __version__
 from km_core.errors import ProvisionError
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
 
     from km_core.config import Config
 
-_FILE = "docker.json"
+FILE = "docker.json"
+"""In a sandbox's state directory."""
 
 
 @frozen
 class Images:
-    """Image ids (``sha256:…``), so that a tag that moves later changes nothing for this sandbox."""
+    """
+    What a sandbox runs on, settled when it is prepared.
 
+    Attributes:
+        engine: the engine's address; later commands use it whatever their ``DOCKER_HOST`` says.
+        base: id (``sha256:…``) of km's image, so that a tag that moves changes nothing for this sandbox.
+        workload: id of the sandbox's image.
+    """
+
+    engine: str
     base: str
     workload: str
 
@@ -38,12 +47,17 @@ def base_tag() -> str:
     return f"km-base:{__version__}-{base_digest()}"
 
 
+def has_base(client: DockerClient) -> bool:
+    """Tell whether the base image for the installed code is on the engine."""
+    return _lookup(client, base_tag()) is not None
+
+
 def build_command() -> str:
     """Return the command that builds the base image, for hints."""
     return f"{sys.executable} -m km_substrate_docker.base.build"
 
 
-def resolve(client: DockerClient, config: Config) -> Images:
+def resolve(client: DockerClient, host: str, config: Config) -> Images:
     """
     Return the images for a new sandbox.
 
@@ -61,7 +75,7 @@ def resolve(client: DockerClient, config: Config) -> Images:
             hint=f"build it once with: {build_command()}",
         )
     if not config.docker_image:
-        return Images(str(base.id), str(base.id))
+        return Images(host, str(base.id), str(base.id))
     workload = _lookup(client, config.docker_image)
     if workload is None:
         raise ProvisionError(
@@ -69,7 +83,7 @@ def resolve(client: DockerClient, config: Config) -> Images:
             where=config.docker_image,
             hint=f"docker pull {config.docker_image}, or correct docker.image (KM_SANDBOX_IMAGE)",
         )
-    return Images(str(base.id), str(workload.id))
+    return Images(host, str(base.id), str(workload.id))
 
 
 def _lookup(client: DockerClient, name: str) -> Image | None:
@@ -84,7 +98,7 @@ def _lookup(client: DockerClient, name: str) -> Image | None:
 
 def store(images: Images, state_dir: Path) -> None:
     """Write down which images a sandbox uses, for its supervisor."""
-    write_private(state_dir / _FILE, json.dumps({"base": images.base, "workload": images.workload}) + "\n")
+    write_private(state_dir / FILE, json.dumps(asdict(images)) + "\n")
 
 
 def load(state_dir: Path) -> Images:
@@ -94,9 +108,9 @@ def load(state_dir: Path) -> Images:
     Raises:
         ProvisionError: the sandbox was not prepared.
     """
-    path = state_dir / _FILE
+    path = state_dir / FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Images(str(data["base"]), str(data["workload"]))
+        return Images(str(data["engine"]), str(data["base"]), str(data["workload"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProvisionError("the sandbox's images are not known", where=str(path), why=str(error)) from error

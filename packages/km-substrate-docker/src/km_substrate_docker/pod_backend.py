@@ -44,17 +44,18 @@ if TYPE_CHECKING:
 
     from km_host.backend import PodContext
     from km_host.listeners import Listeners
+    from km_substrate_docker.image import Images
 
 _HELPER_S = 30.0
 _GATE_S = 30.0
-_LINK_S = 1.0
+_LAST_WORDS_S = 2.0
 _QUIET = 2
 """Processes of a main container in which nothing runs: the shell that holds it and its sleep."""
 
 
 def make_backend(context: PodContext) -> DockerPod:
     """Return the backend for a sandbox (entry-point group ``km.pods``)."""
-    return DockerPod(context)
+    return DockerPod(context, load(context.state_dir))
 
 
 @define
@@ -64,20 +65,24 @@ class GateContainer:
     channel: socket.socket
     pid: int
     _pidfd: int
+    _engine: str
     _id: str
     _output: asyncio.Task[None]
+    _code: int | None = None
 
     async def wait(self) -> int:
-        """Wait until the gate has ended, and remove its container."""
-        code = await wait_exit(self._id)
-        self._output.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await self._output
+        """Wait until the gate has ended, and remove its container; may be called again."""
+        if self._code is None:
+            code = await wait_exit(self._engine, self._id)
+            # The stream ends with the container; what it said last belongs into the log.
+            await asyncio.wait([self._output], timeout=_LAST_WORDS_S)
+            self._output.cancel()
+            self._code = code
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        await asyncio.to_thread(_remove_by_id, self._id)
-        return code
+        await asyncio.to_thread(_remove_by_id, self._engine, self._id)
+        return self._code
 
     def kill(self) -> None:
         """End the gate at once."""
@@ -100,6 +105,7 @@ class DockerPod:
     """One sandbox on the engine."""
 
     context: PodContext
+    _images: Images
     _owners: Owners = field(factory=Owners.here)
     _specs: Specs | None = None
     _limits: Limits | None = None
@@ -107,7 +113,6 @@ class DockerPod:
     _leash: socket.socket | None = None
     _pause_id: str = ""
     _main_id: str = ""
-    _linker: asyncio.Task[None] | None = None
 
     async def open(self) -> Listeners:
         """Make the namespaces and their listeners; what is left of an earlier run goes first."""
@@ -123,8 +128,6 @@ class DockerPod:
                 where=str(control),
                 hint="is kmd running? km daemon status",
             )
-        if self._linker is None:
-            self._linker = asyncio.create_task(self._keep_shared(control, shared))
         message = bootstrap | {"kmd_socket": str(shared)}
         started = await asyncio.to_thread(self._spawn_gate, message, listeners)
         log = self.context.log_dir / "gate.log"
@@ -134,7 +137,9 @@ class DockerPod:
         except OSError:
             # It has ended already: wait() will say so.
             pidfd = -1
-        return GateContainer(started.channel, started.pid, pidfd, started.container_id, output)
+        return GateContainer(
+            started.channel, started.pid, pidfd, self._images.engine, started.container_id, output
+        )
 
     async def start(self, ca_pem: str) -> None:
         """Make and start the workload's container, which trusts *ca_pem* beside its image's CAs."""
@@ -142,7 +147,7 @@ class DockerPod:
 
     async def wait(self) -> int:
         """Wait until the workload's container has ended."""
-        return await wait_exit(self._main_id)
+        return await wait_exit(self._images.engine, self._main_id)
 
     async def freeze(self) -> None:
         """Freeze every process of the workload's container, commands of exec included."""
@@ -158,12 +163,17 @@ class DockerPod:
 
     async def close(self) -> None:
         """Remove every container of the sandbox."""
-        if self._linker is not None:
-            self._linker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._linker
-            self._linker = None
         await asyncio.to_thread(self._close)
+
+    async def serve_exec(self, connection: socket.socket) -> None:
+        """
+        Hold a client's place while its command runs.
+
+        Commands go to the engine; this connection tells the supervisor that the sandbox is in use.
+        """
+        loop = asyncio.get_running_loop()
+        while await loop.sock_recv(connection, 64):
+            pass
 
     def describe(self) -> dict[str, Any]:
         """Say which limits hold and what runs where."""
@@ -181,7 +191,7 @@ class DockerPod:
 
     def _open(self) -> Listeners:
         paths = self._paths
-        with connect() as client:
+        with connect(self._images.engine) as client:
             _remove_all(client, self.context)
             paths.make(self._owners)
             with translate("the engine does not describe itself"):
@@ -192,7 +202,7 @@ class DockerPod:
                 self.context.id,
                 self.context.plan,
                 self.context.config,
-                load(self.context.state_dir),
+                self._images,
                 paths,
                 self._owners,
             )
@@ -207,7 +217,7 @@ class DockerPod:
         with translate("the pause container cannot be started", where=self.context.id):
             pause = client.containers.create(**self._made().pause())
             self._pause_id = str(pause.id)
-            self._leash, _ = hijack(f"/containers/{pause.id}/attach?stream=1&stdin=1")
+            self._leash, _ = hijack(self._images.engine, f"/containers/{pause.id}/attach?stream=1&stdin=1")
             pause.start()
 
     def _hand_over(self, client: DockerClient) -> Listeners:
@@ -237,12 +247,17 @@ class DockerPod:
         runtime = self._paths.gate_runtime
         bundle = hostfiles.host_ca_bundle()
         path = runtime / "bootstrap.sock"
-        with connect() as client, rendezvous(path, mode=0o660, gid=self._owners.gate[1]) as meeting:
+        with (
+            connect(self._images.engine) as client,
+            rendezvous(path, mode=0o660, gid=self._owners.gate[1]) as meeting,
+        ):
             for old in find(client, self.context.config.home, self.context.id, "gate"):
                 remove(old)
             with translate("the gate's container cannot be started", where=self.context.id):
                 gate = client.containers.create(**self._made().gate(str(path), str(bundle or "")))
-                output, early = hijack(f"/containers/{gate.id}/attach?stream=1&stdout=1&stderr=1")
+                output, early = hijack(
+                    self._images.engine, f"/containers/{gate.id}/attach?stream=1&stdout=1&stderr=1"
+                )
                 try:
                     gate.start()
                     gate.reload()
@@ -280,7 +295,7 @@ class DockerPod:
         if limits is None:  # pragma: no cover - set together with the specs
             raise ProvisionError("the sandbox is not prepared", where=self.context.id)
         with (
-            connect() as client,
+            connect(self._images.engine) as client,
             translate("the sandbox's container cannot be started", where=self.context.id),
         ):
             for old in find(client, self.context.config.home, self.context.id, "main"):
@@ -297,7 +312,10 @@ class DockerPod:
             self._main_id = str(main.id)
 
     def _freezer(self, *, freeze: bool) -> None:
-        with connect() as client, translate("the sandbox cannot be frozen or thawed", where=self.context.id):
+        with (
+            connect(self._images.engine) as client,
+            translate("the sandbox cannot be frozen or thawed", where=self.context.id),
+        ):
             main = client.containers.get(self._main_id)
             if freeze and main.status == "running":
                 main.pause()
@@ -305,7 +323,7 @@ class DockerPod:
                 main.unpause()
 
     def _kill(self, timeout_s: float) -> None:
-        with connect() as client:
+        with connect(self._images.engine) as client:
             for main in find(client, self.context.config.home, self.context.id, "main"):
                 if timeout_s > 0 and main.status == "running":
                     _ask(client, main, timeout_s)
@@ -315,16 +333,10 @@ class DockerPod:
         if self._leash is not None:
             self._leash.close()
             self._leash = None
-        with connect() as client:
+        with connect(self._images.engine) as client:
             _remove_all(client, self.context)
         for name in ("kmd.sock", "bootstrap.sock"):
             (self._paths.gate_runtime / name).unlink(missing_ok=True)
-
-    async def _keep_shared(self, control: Path, shared: Path) -> None:
-        """Follow the control plane over its restarts: each makes a new socket."""
-        while True:
-            await asyncio.sleep(_LINK_S)
-            hostfiles.share_socket(control, shared, self._owners.gate[1])
 
 
 def _remove_all(client: DockerClient, context: PodContext) -> None:
@@ -332,10 +344,10 @@ def _remove_all(client: DockerClient, context: PodContext) -> None:
         remove(container)
 
 
-def _remove_by_id(container_id: str) -> None:
+def _remove_by_id(host: str, container_id: str) -> None:
     from docker.errors import NotFound
 
-    with connect() as client:
+    with connect(host) as client:
         try:
             remove(client.containers.get(container_id))
         except NotFound:

@@ -15,6 +15,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import ProvisionError
+from km_substrate_docker.engine import socket_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,34 +23,13 @@ if TYPE_CHECKING:
 FRAME = struct.Struct(">BxxxI")
 """Head of each piece of a stream without a terminal: 1 stdout or 2 stderr, then the length in bytes."""
 
-_PREFIX = "unix://"
-_DEFAULT = "unix:///var/run/docker.sock"
 _HEAD_LIMIT = 65536
 _GONE = 137
 
 
-def engine_socket() -> str:
+def hijack(host: str, path: str, body: dict[str, Any] | None = None) -> tuple[socket.socket, bytes]:
     """
-    Return the path of the engine's Unix socket.
-
-    Raises:
-        ProvisionError: the engine is not a local one.  Sandboxes share directories and sockets with
-            processes of this machine, so a remote engine cannot run them.
-    """
-    host = os.environ.get("DOCKER_HOST") or _DEFAULT
-    if not host.startswith(_PREFIX):
-        raise ProvisionError(
-            "Docker sandboxes need an engine on this machine",
-            where=host,
-            why="the gate shares sockets and directories with this machine",
-            hint="unset DOCKER_HOST, or point it at unix:///…",
-        )
-    return host.removeprefix(_PREFIX)
-
-
-def hijack(path: str, body: dict[str, Any] | None = None) -> tuple[socket.socket, bytes]:
-    """
-    POST to *path* and return the connection with what the engine has sent beyond its answer's head.
+    POST to *path* of the engine at *host* and return the connection with what the engine has sent beyond its answer's head.
 
     Raises:
         ProvisionError: the engine cannot be reached or refuses; its message is the cause.
@@ -62,7 +42,7 @@ def hijack(path: str, body: dict[str, Any] | None = None) -> tuple[socket.socket
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.settimeout(30)
-        sock.connect(engine_socket())
+        sock.connect(socket_path(host))
         sock.sendall(head.encode() + payload)
         data = b""
         while b"\r\n\r\n" not in data:
@@ -89,7 +69,7 @@ def _message(body: bytes) -> str:
         return ""
 
 
-async def wait_exit(container_id: str) -> int:
+async def wait_exit(host: str, container_id: str) -> int:
     """
     Wait until a container has ended and return its exit code; 137 when it is gone without a word.
 
@@ -98,7 +78,7 @@ async def wait_exit(container_id: str) -> int:
     """
     request = f"POST /containers/{container_id}/wait HTTP/1.0\r\nHost: docker\r\nContent-Length: 0\r\n\r\n"
     try:
-        reader, writer = await asyncio.open_unix_connection(engine_socket())
+        reader, writer = await asyncio.open_unix_connection(socket_path(host))
         try:
             writer.write(request.encode())
             await writer.drain()

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from km_core.errors import KmError, ProvisionError
 from km_substrate_docker.base import closure, rootfs
 from km_substrate_docker.base.closure import Part, Target, base_digest, files_of, gate_closure
-from km_substrate_docker.engine import LABEL_BASE, connect, translate
+from km_substrate_docker.engine import LABEL_BASE, connect, default_host, translate
 from km_substrate_docker.image import base_tag
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _PROBE = (
 def main() -> int:
     """Build what is missing and print the image's name."""
     try:
-        with connect() as client:
+        with connect(default_host()) as client:
             sys.stdout.write(build(client, Progress()) + "\n")
     except KmError as error:
         sys.stderr.write(f"error: {error}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
