@@ -119,6 +119,9 @@ class PriceTable:
     def _find(self, provider: str, model: str) -> Found:
         entry = self._providers.get(provider)
         if entry is None:
+            # Servers that speak a provider's API sell its models until the operator prices them.
+            entry = self._providers.get(provider.removesuffix("-compatible"))
+        if entry is None:
             return Found(self._dearest, "fallback")
         for key in price_keys(model):
             if key in entry.models:

@@ -1,0 +1,58 @@
+"""Classifying a request target: what is not recognised exactly is not metered and not free."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from km_core.types import Endpoint, EndpointKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that never start a model."""
+
+_PLAIN = re.compile(r"/(?:[A-Za-z0-9._~@:+-]+(?:/[A-Za-z0-9._~@:+-]+)*/?)?\Z")
+_OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
+
+
+def plain_path(target: str) -> str:
+    """
+    Return the path of a request target without its query, or an empty string when it is unusual.
+
+    Unusual is what servers normalise in different ways: percent escapes, empty and dot segments,
+    parameters, backslashes.
+    """
+    if target.startswith(("http://", "https://")):
+        target = "/" + target.partition("//")[2].partition("/")[2]
+    path = target.partition("?")[0].partition("#")[0]
+    if not _PLAIN.match(path) or any(part in (".", "..") for part in path.split("/")):
+        return ""
+    return path
+
+
+def refused_outright(path: str, headers: Mapping[str, str]) -> Endpoint | None:
+    """Return why a request is refused whatever it asks for, or None."""
+    if not path:
+        return Endpoint("unusual", EndpointKind.REFUSED, "the path can be read in more than one way")
+    if "upgrade" in headers or "sec-websocket-key" in headers:
+        return Endpoint("websocket", EndpointKind.REFUSED, "a WebSocket reports no usage that can be read")
+    if any(name in headers for name in _OVERRIDES):
+        return Endpoint("override", EndpointKind.REFUSED, "a header asks for another method")
+    return None
+
+
+def free(name: str) -> Endpoint:
+    """Return an endpoint that bills nothing."""
+    return Endpoint(name, EndpointKind.FREE)
+
+
+def metered(name: str, model: str = "") -> Endpoint:
+    """Return an endpoint whose answer reports usage."""
+    return Endpoint(name, EndpointKind.METERED, model=model)
+
+
+def refused(name: str, reason: str) -> Endpoint:
+    """Return an endpoint that may bill without saying so."""
+    return Endpoint(name, EndpointKind.REFUSED, reason)
