@@ -82,9 +82,11 @@ class Journey:
             self.km.run("secrets", "set", name, stdin=value)
         self._create(profile, substrate)
         self._doors()
-        self._spend()
-        self._top_up()
-        self._evidence()
+        try:
+            self._spend()
+            self._top_up()
+        finally:
+            self._evidence()
 
     def destroy(self) -> None:
         """Destroy the sandbox and check its audit chain once more, now that nothing writes to it."""

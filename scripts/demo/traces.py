@@ -49,11 +49,13 @@ class Traces:
         """Write down what sandbox *sandbox_id* has on the host now."""
         self._ids.add(sandbox_id)
         own = {_namespace(os.getpid(), kind) for kind in _NAMESPACES}
-        family = self._family()
+        containers = _containers(sandbox_id)
+        family = self._family() | {pid: start for pid in containers.values() if (start := _start(pid))}
+        marks = (sandbox_id, *containers)
         for pid, start in family.items():
             self._processes[pid] = start
             self._namespaces |= {_namespace(pid, kind) for kind in _NAMESPACES} - own - {""}
-            self._cgroups |= {path for path in _cgroups(pid) if sandbox_id in str(path)}
+            self._cgroups |= {path for path in _cgroups(pid) if any(mark in str(path) for mark in marks)}
 
     def left(self, wait_s: float = 5.0) -> list[str]:
         """Return what is still there, one finding a line; waits *wait_s* for processes to end."""
@@ -122,6 +124,32 @@ class Traces:
             members |= more
             grown = bool(more)
         return {pid: start for pid in members - {os.getpid()} if (start := _start(pid))}
+
+
+def _containers(sandbox_id: str) -> dict[str, int]:
+    """Return the running containers of a sandbox: id to process id."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return {}
+    listed = subprocess.run(
+        [docker, "ps", "-q", "--no-trunc", "--filter", f"name={sandbox_id}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    ).stdout.split()
+    found = {}
+    for container in listed:
+        done = subprocess.run(
+            [docker, "inspect", "-f", "{{.State.Pid}}", container],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        if done.returncode == 0:
+            found[container] = int(done.stdout)
+    return found
 
 
 def _pids() -> list[int]:
