@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import shutil
 import socket
+import tarfile
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,6 @@ from km_core.types import new_sandbox_id
 from km_host.backend import PodContext
 from km_substrate_docker import image
 from km_substrate_docker.base.build import Progress, build
-from km_substrate_docker.containers import Specs
 from km_substrate_docker.engine import connect, default_host, find, remove
 from km_substrate_docker.pod_backend import make_backend
 
@@ -87,7 +89,7 @@ def plan():
 
 
 @pytest.fixture
-def make_context(engine, config, plan):
+def make_context(engine, config, plan, fake_gate):
     """Make the directories and the record of images that a create leaves, for one sandbox each."""
     made = []
 
@@ -127,18 +129,30 @@ def control(make_context):
         yield make
 
 
+@pytest.fixture(scope="session")
+def fake_gate_base(engine):
+    """The base image with `fake_gate.py` in place of the gate, everything else as it is."""
+    name, tag = "km-base-fake", uuid.uuid4().hex[:12]
+    container = engine.containers.create(image.base_tag(), ["true"], network_mode="none")
+    try:
+        code = FAKE_GATE.read_bytes()
+        entry = tarfile.TarInfo("opt/km/libexec/km_sidecar.py")
+        entry.size, entry.mode = len(code), 0o755
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.addfile(entry, io.BytesIO(code))
+        container.put_archive("/", archive.getvalue())
+        container.commit(name, tag)
+    finally:
+        container.remove(force=True)
+    yield f"{name}:{tag}"
+    engine.images.remove(f"{name}:{tag}", force=True)
+
+
 @pytest.fixture
-def fake_gate(monkeypatch):
-    """Run `fake_gate.py` in the gate's container instead of the gate, everything else as it is."""
-    real = Specs.gate
-
-    def gate(self, bootstrap_socket, ca_bundle):
-        code = FAKE_GATE.read_text(encoding="utf-8")
-        return real(self, bootstrap_socket, ca_bundle) | {
-            "entrypoint": ["/usr/bin/python3", "-I", "-c", code, bootstrap_socket]
-        }
-
-    monkeypatch.setattr(Specs, "gate", gate)
+def fake_gate(monkeypatch, fake_gate_base):
+    """New sandboxes get the fake gate."""
+    monkeypatch.setattr(image, "base_tag", lambda: fake_gate_base)
 
 
 def inside(client, context, *argv, user="0", check=True, workdir="/"):
@@ -153,12 +167,6 @@ def inside(client, context, *argv, user="0", check=True, workdir="/"):
 @pytest.fixture
 def run_inside(engine):
     return lambda context, *argv, **options: inside(engine, context, *argv, **options)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @define
@@ -220,7 +228,7 @@ class LivePod:
 
 
 @pytest.fixture
-def live_pod(make_context, control, fake_gate):
+def live_pod(make_context, control):
     """Give a function that makes a pod's backend with a fake gate; all are taken down at the end."""
     made = []
 

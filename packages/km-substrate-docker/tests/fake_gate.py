@@ -1,7 +1,8 @@
+#!/usr/bin/python3 -I
 """
 A gate that keeps the bootstrap contract (docs/internals.md) and tells every client what it saw.
 
-Argument: the bootstrap socket.  Each TCP connection gets one line with the destination it was meant for;
+The last argument is the bootstrap socket.  Each TCP connection gets one line with the destination it was meant for;
 each DNS question gets an empty answer.  Standard library only: it runs in the gate's container.
 """
 
@@ -51,7 +52,7 @@ def serve_dns(sock):
 
 def main():
     channel = socket.socket(socket.AF_UNIX)
-    channel.connect(sys.argv[1])
+    channel.connect(sys.argv[-1])
     message, (tcp, dns) = receive(channel)
     for target, sock in ((serve_tcp, tcp), (serve_dns, dns)):
         threading.Thread(target=target, args=(sock,), daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -60,23 +61,34 @@ def connect(host: str) -> Iterator[DockerClient]:
     Raises:
         ProvisionError: no engine answers there, or not to this user.
     """
+    # Tried first by hand: the usual failure needs no import of the SDK, which leaves its socket open then.
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_TIMEOUT_S)
+            probe.connect(socket_path(host))
+    except OSError as error:
+        raise _unanswered(host, str(error)) from error
+
     import docker
     from docker.errors import DockerException
 
-    socket_path(host)
     try:
         client = docker.DockerClient(base_url=host, timeout=_TIMEOUT_S)
     except DockerException as error:
-        raise ProvisionError(
-            "no Docker engine answers",
-            where=host,
-            why=_cause(error),
-            hint="start Docker, or point DOCKER_HOST at an engine on this machine that you may use",
-        ) from error
+        raise _unanswered(host, _cause(error)) from error
     try:
         yield client
     finally:
         client.close()
+
+
+def _unanswered(host: str, why: str) -> ProvisionError:
+    return ProvisionError(
+        "no Docker engine answers",
+        where=host,
+        why=why,
+        hint="start Docker, or point DOCKER_HOST at an engine on this machine that you may use",
+    )
 
 
 @contextmanager
