@@ -49,6 +49,7 @@ class Init:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._commands: dict[int, int] = {}
+        self._ending = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> int:
@@ -66,7 +67,8 @@ class Init:
                 if descriptor == self._wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
-                    self._reap()
+                    if self._reap():
+                        return 0
                     continue
                 received = frames.receive(self._channel, max_descriptors=3)
                 if received is None:
@@ -81,9 +83,11 @@ class Init:
             elif operation == "signal":
                 self._signal(message)
             elif operation == "terminate":
+                self._ending = True
                 # Process 1 is spared by kill(-1).
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGTERM)
+                os.write(self._wake_write, b"\0")
         finally:
             frames.close_all(descriptors)
 
@@ -134,14 +138,16 @@ class Init:
                     # Each command leads a session and so a process group.
                     os.killpg(child, message["signal"])
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Collect what has ended; says whether the end was asked for and nothing runs any more."""
         while True:
             try:
                 child, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                # Orphans become children of process 1, so no child means no process.
+                return self._ending
             if not child:
-                return
+                return False
             number = self._commands.pop(child, None)
             if number is not None:
                 code = os.waitstatus_to_exitcode(status)
