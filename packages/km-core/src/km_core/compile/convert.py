@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from km_core.profile.kinds import FieldInfo, Kind
 
+_FEW = 3
+
 
 @define
 class Report:
@@ -150,12 +152,12 @@ class Shape:
             self._check_value(kind.value, value, place, report)
 
     def _unknown_hint(self, key: str, known: tuple[str, ...]) -> str:
+        homes = [f"{path}.{key}" if path else key for path in self._homes(SandboxProfile, "", key)]
+        if 0 < len(homes) <= _FEW:
+            return "it belongs to " + " or ".join(homes)
         near = nearest(key, known)
         if near:
             return f"did you mean {near}?"
-        homes = [f"{path}.{key}" if path else key for path in self._homes(SandboxProfile, "", key)]
-        if homes:
-            return "it belongs to " + " or ".join(homes)
         return "known keys: " + ", ".join(sorted(known))
 
     def _homes(self, model: type, path: str, key: str) -> Iterator[str]:
