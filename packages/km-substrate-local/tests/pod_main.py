@@ -19,5 +19,7 @@ if __name__ == "__main__":
             load=lambda context: LocalPodBackend(context, gate_command=GATE),
             gate_timing=GateTiming(ready_s=5, ping_s=0.2, silent_s=1.0, window_s=20),
             lifeline_timing=LifelineTiming(lease_s=0.2, retry_s=0.2, silent_s=1.0),
+            # Never a real control plane: what would start one leaves a mark instead.
+            ensure=("/bin/sh", "-c", 'echo x >> "$KM_HOME/ensured"'),
         )
     )

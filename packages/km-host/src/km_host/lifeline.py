@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+ENSURE_COMMAND = (sys.executable, "-P", "-m", "km_core.cli.main", "_internal", "ensure-control")
+"""What brings the control plane back."""
+MAX_REASON = 512
+"""Longest reason of a state in characters, as the control plane takes it."""
 MAX_REPORTS = 256
 """Events kept while nobody takes them; the oldest go first, the latest state never."""
 
@@ -53,7 +57,7 @@ class Lifeline:
         token: str,
         log: Callable[..., None],
         *,
-        ensure: tuple[str, ...] = (sys.executable, "-m", "km_core.cli.main", "_internal", "ensure-control"),
+        ensure: tuple[str, ...] = ENSURE_COMMAND,
         timing: LifelineTiming = LIFELINE_TIMING,
     ) -> None:
         self._client = AsyncControlClient(path, token=token)
@@ -75,7 +79,7 @@ class Lifeline:
 
     def report_state(self, state: str, reason: str, resources: dict[str, Any] | None = None) -> None:
         """Say what the sandbox's state is; the latest one is delivered, however long it takes."""
-        self._state = {"state": state, "reason": reason, "resources": resources or {}}
+        self._state = {"state": state, "reason": reason[:MAX_REASON], "resources": resources or {}}
         self._wake.set()
 
     def report(self, op: str, **args: Any) -> None:

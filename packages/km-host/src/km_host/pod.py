@@ -25,7 +25,7 @@ from km_core.plan import SandboxPlan
 from km_host.backend import GROUP, ExecBackend, GateHandle, PodBackend, PodContext
 from km_host.fds import close_other_descriptors
 from km_host.gatekeeper import GATE_TIMING, GateTiming
-from km_host.lifeline import LIFELINE_TIMING, LifelineTiming
+from km_host.lifeline import ENSURE_COMMAND, LIFELINE_TIMING, LifelineTiming
 from km_host.listeners import Listeners
 from km_host.pod_client import LOCK
 from km_host.pod_inputs import MAX_LINE, PodInputs
@@ -62,6 +62,7 @@ def main(
     load: Callable[[PodContext], PodBackend] = load_backend,
     gate_timing: GateTiming = GATE_TIMING,
     lifeline_timing: LifelineTiming = LIFELINE_TIMING,
+    ensure: tuple[str, ...] = ENSURE_COMMAND,
 ) -> int:
     """Read the inputs, go into the background, supervise; the answer goes to stdout as one line of JSON."""
     if len(arguments) != 1:
@@ -87,7 +88,12 @@ def main(
 
             async def supervise() -> int:
                 pod = Pod(
-                    inputs, context, load(context), gate_timing=gate_timing, lifeline_timing=lifeline_timing
+                    inputs,
+                    context,
+                    load(context),
+                    gate_timing=gate_timing,
+                    lifeline_timing=lifeline_timing,
+                    ensure=ensure,
                 )
                 return await pod.run(lambda: _answer({"ready": True, "pid": os.getpid()}))
 

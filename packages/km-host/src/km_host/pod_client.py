@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from km_core.config import Config
     from km_core.control.substrate import Box
 
-POD_COMMAND = (sys.executable, "-m", "km_core.sidecars.runner", "pod")
+POD_COMMAND = (sys.executable, "-P", "-m", "km_core.sidecars.runner", "pod")
 KEPT_VARIABLES = (
     "PATH",
     "LANG",

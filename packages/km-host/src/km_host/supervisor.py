@@ -17,7 +17,7 @@ from km_host.backend import ExecBackend
 from km_host.bootstrap import make_bootstrap
 from km_host.fds import peer_of
 from km_host.gatekeeper import GATE_TIMING, GateKeeper, GateTiming
-from km_host.lifeline import LIFELINE_TIMING, Lifeline, LifelineTiming
+from km_host.lifeline import ENSURE_COMMAND, LIFELINE_TIMING, Lifeline, LifelineTiming
 from km_host.pod_client import EXEC_SOCKET, SOCKET
 from km_host.pod_log import log
 
@@ -49,12 +49,15 @@ class Pod:
         *,
         gate_timing: GateTiming = GATE_TIMING,
         lifeline_timing: LifelineTiming = LIFELINE_TIMING,
+        ensure: tuple[str, ...] = ENSURE_COMMAND,
     ) -> None:
         self._inputs = inputs
         self._context = context
         self._backend = backend
         self._gate_timing = gate_timing
-        self._lifeline = Lifeline(inputs.control_socket, inputs.token, log, timing=lifeline_timing)
+        self._lifeline = Lifeline(
+            inputs.control_socket, inputs.token, log, ensure=ensure, timing=lifeline_timing
+        )
         self._listeners: Listeners | None = None
         self._keeper: GateKeeper | None = None
         self._state, self._reason = "prepared", ""

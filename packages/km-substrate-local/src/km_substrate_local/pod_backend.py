@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from km_host.backend import GateHandle, PodContext
 
-GATE_COMMAND = (sys.executable, "-m", "km_core.sidecars.runner", "gate")
+GATE_COMMAND = (sys.executable, "-P", "-m", "km_core.sidecars.runner", "gate")
 MAX_OUTPUT = 1024 * 1024
 """How much of what bubblewrap and the first process print is kept in ``init.log``, in bytes."""
 
@@ -214,8 +214,10 @@ class LocalPodBackend:
         await holder.wait()
         # The kernel ends a pid namespace after its first process; what is left then is already dying.
         deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and (self._group.processes() or any(map(_is_there, first))):
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - the kernel offers no event for an emptied group in version 1
+        while time.monotonic() < deadline:
+            if not self._group.processes() and not any(map(_is_there, first)):
+                break
+            await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """End the sandbox and remove its control group."""
