@@ -158,3 +158,5 @@ def _forget(session: Session, sandbox_id: str) -> None:
         # The record stays in state "creating" with a dead creator; km reconcile removes it.
         return
     remove_tree(session.config.sandbox_runtime_dir(sandbox_id))
+    # Nothing of it ever ran, so there is no evidence to keep.
+    remove_tree(session.config.audit_dir(sandbox_id))

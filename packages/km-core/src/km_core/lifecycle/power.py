@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from km_core.errors import GuardError, KmError
 from km_core.lifecycle.create import boot_id, process_mark
 from km_core.lifecycle.files import remove_tree
-from km_core.types import SandboxState
+from km_core.types import SandboxState, is_sandbox_id
 
 if TYPE_CHECKING:
     from typing import Any
@@ -134,7 +134,7 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
         for leftover in substrate.leftovers(session.config)
     ]
     root = session.config.home / "sandboxes"
-    directories = sorted(root.iterdir()) if root.is_dir() else []
+    directories = sorted(path for path in root.glob("*") if is_sandbox_id(path.name) and path.is_dir())
     records = {record.id: record for record in session.records()}
     for record in records.values():
         found = _state_finding(session, record)
@@ -143,7 +143,8 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
         action = {"unfinished create": "destroyed", "unfinished destroy": "destroyed"}.get(found, "recovered")
         if not dry_run:
             if action == "destroyed":
-                destroy_sandbox(session, record)
+                # A sandbox that never ran has no evidence worth keeping.
+                destroy_sandbox(session, record, purge_audit=found == "unfinished create")
             else:
                 action = recover_sandbox(session, record)
         findings.append(
