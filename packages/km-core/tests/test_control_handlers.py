@@ -134,7 +134,9 @@ def test_a_supervisor_cannot_finish_a_create_or_stop_a_destroy():
     for state, wanted in itertools.product(SandboxState, SandboxState):
         allowed = may_report(state, wanted)
         assert not (allowed and state in {SandboxState.CREATING, SandboxState.DESTROYING})
-        assert not (allowed and wanted in {SandboxState.CREATING, SandboxState.DESTROYING, SandboxState.PAUSED})
+        assert not (
+            allowed and wanted in {SandboxState.CREATING, SandboxState.DESTROYING, SandboxState.PAUSED}
+        )
 
 
 def test_a_sandbox_being_destroyed_only_ends_or_fails():
@@ -152,9 +154,7 @@ def test_every_change_of_state_has_a_name():
 
 
 money = st.integers(0, 10**12)
-pools = st.builds(
-    Pool, st.none() | money, money, money, warned=st.booleans(), told=st.booleans()
-)
+pools = st.builds(Pool, st.none() | money, money, money, warned=st.booleans(), told=st.booleans())
 
 
 @given(pools, money)

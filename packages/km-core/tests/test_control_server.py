@@ -112,7 +112,7 @@ def test_a_process_of_another_user_is_refused_even_when_it_reaches_the_socket(pa
         "import os,socket,sys\n"
         "os.setuid(65534)\n"
         "s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1])\n"
-        "s.sendall(b'{\"id\":1,\"op\":\"echo\",\"args\":{\"word\":\"a\"}}\\n')\n"
+        's.sendall(b\'{"id":1,"op":"echo","args":{"word":"a"}}\\n\')\n'
         "print(s.recv(4096).decode())\n"
     )
 
@@ -324,9 +324,7 @@ def test_a_request_pipelined_behind_a_wrong_token_is_not_run(path):
 
     async def body(server):
         server.ops["act"] = Op(lambda _peer: ran.append(1))
-        await raw(
-            path, b'{"id":1,"op":"hello","args":{"token":"bad"}}\n{"id":2,"op":"act","args":{}}\n'
-        )
+        await raw(path, b'{"id":1,"op":"hello","args":{"token":"bad"}}\n{"id":2,"op":"act","args":{}}\n')
         await asyncio.sleep(0.05)
         assert ran == []
 

@@ -48,28 +48,36 @@ class Bench:
         self.options = options
         self.lines = []
         self.service = None
+        self.runner = asyncio.Runner()
         self.start()
 
     def start(self):
         self.service = Service(
-            self.config, clock=self.clock, log=lambda event, **fields: self.lines.append((event, fields)), **self.options
+            self.config,
+            clock=self.clock,
+            log=lambda event, **fields: self.lines.append((event, fields)),
+            **self.options,
         )
 
     def restart(self):
         """Begin anew from what is on the disk, as after a crash."""
-        self.close()
+        self.stop()
         self.start()
 
+    def stop(self):
+        self.run(self.service.close())
+
     def close(self):
-        asyncio.run(self.service.close())
+        self.stop()
+        self.runner.close()
 
     def run(self, coroutine):
-        return asyncio.run(coroutine)
+        return self.runner.run(coroutine)
 
     def _call(self, table, op, args):
         entry = table[op]
         result = entry.run(Peer(os.getpid(), os.geteuid(), 0), **entry.checked(op, args))
-        return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+        return self.run(_wait(result)) if inspect.isawaitable(result) else result
 
     def operator(self, op, /, **args):
         return self._call(operator_ops(self.service), op, args)
@@ -79,7 +87,7 @@ class Bench:
 
     def tick(self, seconds=0.0):
         self.clock.now += seconds
-        asyncio.run(tick(self.service))
+        self.run(tick(self.service))
 
     def create(self, sandbox_id=IDS[0], **fields):
         record = self.operator("sandbox.create", record=new_record(sandbox_id, self.clock.now, **fields))
@@ -144,7 +152,13 @@ def make_bench(config, clock):
     made = []
 
     def make(**options):
-        made.append(Bench(config, clock, **({"task_command": ("/bin/true",), "deliver_command": ("/bin/false",)} | options)))
+        made.append(
+            Bench(
+                config,
+                clock,
+                **({"task_command": ("/bin/true",), "deliver_command": ("/bin/false",)} | options),
+            )
+        )
         return made[-1]
 
     yield make

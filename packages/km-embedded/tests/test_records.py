@@ -103,7 +103,10 @@ def test_an_update_happens_only_while_what_was_expected_holds(bench):
     assert bench.get(A).reason == ""
 
 
-@pytest.mark.parametrize("changes", [{"id": B}, {"number": 9}, {"version": 1}, {"created_at": 0}, {"nonsense": 1}, {"state": "gone"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"id": B}, {"number": 9}, {"version": 1}, {"created_at": 0}, {"nonsense": 1}, {"state": "gone"}],
+)
 def test_what_may_not_change_does_not(bench, changes):
     bench.create(A)
     before = bench.get(A)
@@ -145,7 +148,17 @@ def test_a_deleted_sandbox_leaves_nothing_but_its_evidence(bench):
     bench.operator("sandbox.open", id=A)
     assert bench.operator("sandbox.delete", id=A) == {}
     assert bench.operator("sandbox.delete", id=A) == {}
-    tables = ("sandboxes", "journal", "budgets", "reservations", "calls", "models", "tokens", "heads", "notices")
+    tables = (
+        "sandboxes",
+        "journal",
+        "budgets",
+        "reservations",
+        "calls",
+        "models",
+        "tokens",
+        "heads",
+        "notices",
+    )
     for table in tables:
         assert bench.service.db.all(f"SELECT * FROM {table}") == [], table
     assert not (bench.config.sandbox_runtime_dir(A) / "kmd.sock").exists()

@@ -60,7 +60,9 @@ def test_another_programs_database_is_refused(tmp_path):
         Database(path)
 
 
-@pytest.mark.parametrize("content", [b"not a database at all, not even nearly" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"not a database at all, not even nearly" * 100, b"SQLite format 3\x00" + b"\xff" * 5000]
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "km.db"
     path.write_bytes(content)

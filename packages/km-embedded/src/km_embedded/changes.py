@@ -63,7 +63,7 @@ def update(
     new = changed(old, changes)
     if not may_change(old.state, new.state):
         raise GuardError(f"a {old.state} sandbox cannot become {new.state}", where=sandbox_id)
-    if new.max_expires_at and new.expires_at > new.max_expires_at:
+    if "expires_at" in changes and 0 < new.max_expires_at < new.expires_at:
         raise GuardError(
             "the time to live would pass the sandbox's longest life",
             where=sandbox_id,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ class Notifier:
         self._log = log
         self._command = tuple(command)
         self._task: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = False
         self._none_until = 0.0
 
     def start(self) -> None:
@@ -70,11 +73,12 @@ class Notifier:
 
     async def close(self) -> None:
         """Stop; what was not delivered stays in the outbox."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        self._closing = True
+        process = self._process
+        if process is not None:
+            _kill(process)
+        await self.drain()
+        self._task = None
 
     async def drain(self) -> None:
         """Wait for the batch under way."""
@@ -122,22 +126,34 @@ class Notifier:
             }
             for row in rows
         ]
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
+        return await asyncio.to_thread(self._run, json.dumps({"events": events}).encode())
+
+    def _run(self, request: bytes) -> dict[str, Any]:
+        """Run the process in a thread of its own; `close` ends both."""
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             cwd="/",
+            start_new_session=True,
         )
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                output, _ = await process.communicate(json.dumps({"events": events}).encode())
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+        self._process = process
+        if self._closing:
+            _kill(process)
+        with process:
+            try:
+                output, _ = process.communicate(request, timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                _kill(process)
+                raise TimeoutError("the delivery process took too long") from error
+            finally:
+                self._process = None
         if process.returncode != 0:
             raise ValueError(f"the delivery process ended with code {process.returncode}")
         answer: dict[str, Any] = json.loads(output)
         return answer
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -152,11 +152,11 @@ class Records:
 
     def touch(self, sandbox_id: str, at: float) -> None:
         """Move a sandbox's last activity forward to *at*; the record's version stays."""
-        self._db.run(
-            "UPDATE sandboxes SET data = json_set(data, '$.last_activity_at', ?)"
-            " WHERE id = ? AND json_extract(data, '$.last_activity_at') < ?",
-            (at, sandbox_id, at),
-        )
+        record = self.get(sandbox_id)
+        if record.last_activity_at < at:
+            # Not json_set: SQLite prints a number with 15 digits, which moves it.
+            data = _dump(evolve(record, last_activity_at=at))
+            self._db.run("UPDATE sandboxes SET data = ? WHERE id = ?", (data, sandbox_id))
 
     def state_version(self, sandbox_id: str) -> int:
         """Return the version at which the sandbox entered its state."""
