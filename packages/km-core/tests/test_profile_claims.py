@@ -224,6 +224,11 @@ def test_agent_settings_are_refused_whatever_their_value():
     }
 
 
+@pytest.mark.parametrize("section", ["budget", "cli", "observability", "sidecars"])
+def test_an_empty_section_asks_for_nothing(section):
+    assert answers({f"spec.{section}": {}})[f"spec.{section}"] == Answer.INERT
+
+
 def test_filled_defaults_are_never_refused():
     loaded = load()
 

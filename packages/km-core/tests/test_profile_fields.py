@@ -126,6 +126,7 @@ REFUSED = [
     ({"metadata.name": ""}, "metadata.name", '""', "empty"),
     ({"metadata.name": "a/b"}, "metadata.name", "a/b", "name"),
     ({"metadata.name": ".."}, "metadata.name", "..", "name"),
+    ({"metadata.name": "a..b"}, "metadata.name", "a..b", "name"),
     ({"metadata.name": LONG}, "metadata.name", LONG, "name"),
     ({"metadata.name": "naïve"}, "metadata.name", '"na', "name"),
     ({"metadata.name": "a\n"}, "metadata.name", "|", "control"),

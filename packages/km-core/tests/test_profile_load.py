@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -131,7 +133,7 @@ def test_what_the_loader_refuses_has_a_path_and_a_place(text, path, place, messa
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated():
-    loaded = load_document(b"\xef\xbb\xbfa: 1\r\nb:\tx\r\n")
+    loaded = load_document(b"\xef\xbb\xbfa: 1\r\nb: x\r\n")
 
     assert loaded.problems == ()
     assert loaded.data == {"a": 1, "b": "x"}
@@ -320,6 +322,21 @@ def test_no_data_makes_a_profile_raise(data):
     )
 
 
+def test_without_libyaml_the_outcome_is_the_same():
+    code = """
+import yaml
+del yaml.CSafeLoader
+from km_core.compile import load_document
+for text in ("a: yes\\nb: [1, 0x1F]\\n", "a: ! 1\\n", "a: &x [*x]\\n", "[" * 100_000, "a: !!set {x}\\n", "a: 1\\n---\\n"):
+    loaded = load_document(text)
+    print(loaded.data, [(p.path, p.line, p.column, p.message) for p in loaded.problems])
+"""
+    here = code.replace("del yaml.CSafeLoader\n", "")
+    without, with_it = (subprocess.check_output([sys.executable, "-c", text]) for text in (code, here))
+
+    assert without.decode() == with_it.decode()
+
+
 def test_an_unreadable_file_is_an_error_of_the_profile_family(tmp_path):
     with pytest.raises(ProfileError) as caught:
         load_profile(tmp_path / "nothing.yaml")
@@ -335,3 +352,37 @@ def test_an_endless_file_is_read_only_to_the_cap():
     loaded = load_profile("/dev/zero")
 
     assert [p.path for p in loaded.problems] == ["$"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"metadat{i}: 1\n" for i in range(4_990)),
+        "spec:\n" + "".join(f"  lifecycl{i}: 1\n" for i in range(4_990)),
+        "spec: {network: {egress: {allowedHosts: [" + "!x a, " * 9_900 + "]}}}",
+        "spec: {network: {egress: {allowedHosts: [" + "a:, " * 4_900 + "]}}}",
+        "spec: {network: {egress: {allowedHosts: [" + "a" * 250_000 + "]}}}",
+        "spec: {network: {egress: {allowedDNSSuffixes: [" + "a." * 125_000 + "]}}}",
+        "spec: {email: {allowedSenders: [" + "a@" * 125_000 + "]}}",
+        "spec: {execution: {shell: " + "/a" * 125_000 + "}}",
+        "spec: {execution: {configFiles: {/home/sandbox/.claude/settings.json: '" + "[" * 200_000 + "'}}}",
+    ],
+    ids=["keys", "keys-below", "tags", "maps", "host", "labels", "sender", "shell", "json"],
+)
+def test_a_hostile_file_is_judged_within_a_second(text):
+    start = time.perf_counter()
+    loaded = load_profile(text, file="p.yaml")
+
+    assert time.perf_counter() - start < 1
+    assert not loaded.ok
+
+
+def test_a_hostile_file_is_judged_within_100_mib():
+    code = """
+import resource
+from km_core.compile import load_document
+for text in ("a: [" + "b, " * 80_000 + "]", "[" * 250_000, "a: [" + "b," * 9_990 + "]", "- " * 130_000, "a: '" + "x" * 250_000 + "'"):
+    load_document(text)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    assert int(subprocess.check_output([sys.executable, "-c", code])) < 100 * 1024

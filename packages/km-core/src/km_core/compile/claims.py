@@ -77,7 +77,7 @@ def claim_matrix(loaded: LoadedProfile, substrate: str, claims: Sequence[Claim])
     for claim in claims:
         if _speaks_of(claim, substrate):
             by_path.setdefault(claim.path, []).append(claim)
-    return [_answer(path, loaded.value(path), by_path) for path in sorted(loaded.written)]
+    return [_answer(path, loaded.written_value(path), by_path) for path in sorted(loaded.written)]
 
 
 def inert_fields(loaded: LoadedProfile, substrate: str, claims: Sequence[Claim]) -> tuple[str, ...]:

@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     from km_core.profile.kinds import FieldInfo, Kind
 
 _FEW = 3
+_MANY = 100
+"""Problems after which no further spelling is guessed: such a file is no profile."""
 
 
 @define
 class Report:
-    """Problems found so far, and the paths whose values no later rule may rely on."""
+    """Problems found so far, each once, and the paths whose values no later rule may rely on."""
 
-    problems: list[Problem] = field(factory=list)
+    problems: dict[Problem, None] = field(factory=dict)
     bad: set[str] = field(factory=set)
 
     def add(
@@ -54,9 +56,7 @@ class Report:
         severity: Severity = Severity.ERROR,
     ) -> None:
         """Record a problem; its place is added later, by the document it is about."""
-        problem = Problem(path, message, severity, hint, code=code)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[Problem(path, message, severity, hint, code=code)] = None
 
     def warn(self, path: str, message: str, hint: str = "") -> None:
         """Record a warning."""
@@ -105,7 +105,7 @@ class Shape:
         for key, value in data.items():
             info = known.get(key)
             if info is None:
-                hint = self._unknown_hint(key, tuple(known))
+                hint = self._unknown_hint(key, tuple(known)) if len(report.problems) < _MANY else ""
                 report.add(join(path, key), "is not a known key", hint, code="profile-unknown-key")
             else:
                 self._check_value(info.kind, value, f"{path}.{key}" if path else key, report)

@@ -115,7 +115,9 @@ def _climb(chain: _Chain, directories: list[Path], builtins: Mapping[str, str]) 
         errors = [problem for problem in document.problems if problem.severity is Severity.ERROR]
         if not document.usable:
             return chain.stop(f"parent {parent} fails to load: {errors[0]}")
-        _compare(chain, child, document, parent)
+        if not _same_version(chain, document, parent):
+            return False
+        _compare_name(chain, document, parent)
         chain.documents.append(document)
         chain.names.append(parent)
 
@@ -144,11 +146,15 @@ def _not_found_hint(name: str, directories: Sequence[Path], builtins: Mapping[st
     return "; ".join(part for part in (f"looked for {tried}" if tried else "", known) if part)
 
 
-def _compare(chain: _Chain, child: Document, parent: Document, name: str) -> None:
-    ours, theirs = child.data.get("apiVersion"), parent.data.get("apiVersion")
-    if isinstance(ours, str) and ours != theirs:
-        message = f"parent {name} ({parent.file}) has apiVersion {theirs}, this document {ours}"
-        chain.stop(message, "all documents of a chain have the same apiVersion")
+def _same_version(chain: _Chain, parent: Document, name: str) -> bool:
+    ours, theirs = chain.documents[-1].data.get("apiVersion"), parent.data.get("apiVersion")
+    if not isinstance(ours, str) or ours == theirs:
+        return True
+    message = f"parent {name} ({parent.file}) has apiVersion {theirs}, this document {ours}"
+    return chain.stop(message, "all documents of a chain have the same apiVersion")
+
+
+def _compare_name(chain: _Chain, parent: Document, name: str) -> None:
     metadata = parent.data.get("metadata")
     written = metadata.get("name") if isinstance(metadata, dict) else None
     if isinstance(written, str) and written != name:

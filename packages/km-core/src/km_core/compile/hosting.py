@@ -2,7 +2,8 @@
 Names below which anybody can host something, so that allowing all of them allows a way out.
 
 A short table of what agents' profiles really name; the public suffix list is far longer and does not
-hold ``amazonaws.com``, where every bucket has a name.
+hold ``amazonaws.com``, where every bucket has a name.  Not here: hosts whose shared content is what the
+entry is for (``githubusercontent.com``, ``googleapis.com``).
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ _SHARED = frozenset(
         "run.app",
         "web.app",
         "firebaseapp.com",
-        "googleapis.com",
         "storage.googleapis.com",
         "github.io",
-        "githubusercontent.com",
         "gitlab.io",
         "bitbucket.io",
         "pages.dev",
@@ -65,8 +64,6 @@ _SHARED = frozenset(
         "b-cdn.net",
     ]
 )
-# Shared hosts whose content is the allowed service's own purpose: the entry is what it says.
-_EXPECTED = frozenset({"githubusercontent.com", "googleapis.com"})
 
 
 def consequence(entry: str, *, dns_list: bool) -> str:
@@ -86,6 +83,6 @@ def consequence(entry: str, *, dns_list: bool) -> str:
         return ""
     if suffix and "." not in name:
         return f"allows every name below the top-level domain {name}"
-    if suffix and name in _SHARED - _EXPECTED:
+    if suffix and name in _SHARED:
         return f"allows every name below {name}, where anybody can host"
     return ""

@@ -90,7 +90,7 @@ class NodeBuilder:
     file: str
     positions: dict[str, Position] = field(factory=dict)
     keys: dict[str, Position] = field(factory=dict)
-    problems: list[Problem] = field(factory=list)
+    problems: dict[Problem, None] = field(factory=dict)
     bad: set[str] = field(factory=set)
     _sizes: dict[int, tuple[int, int]] = field(factory=dict)
     _built: set[int] = field(factory=set)
@@ -251,9 +251,7 @@ class NodeBuilder:
 
     def _report(self, path: str, message: str, node: yaml.Node, code: str, hint: str = "") -> None:
         line, column = place_of(node)
-        problem = Problem(path, message, Severity.ERROR, hint, self.file, line, column, code)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[Problem(path, message, Severity.ERROR, hint, self.file, line, column, code)] = None
 
 
 _FAILED = object()

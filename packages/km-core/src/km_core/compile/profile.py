@@ -77,6 +77,10 @@ class LoadedProfile:
         """Return the plain value at a dotted path of keys, defaults included, or None."""
         return Facts(self.data).get(path)
 
+    def written_value(self, path: str) -> Any:
+        """Return the plain value that is written at a dotted path of keys, or None; no defaults."""
+        return Facts(self._merged.data).get(path)
+
     def placed(self, problem: Problem) -> Problem:
         """Return *problem* with file, line and column of its path."""
         return self._merged.owner(problem.path).placed(problem)

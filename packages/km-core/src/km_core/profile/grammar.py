@@ -21,7 +21,7 @@ from km_core.profile.kinds import RuleError
 RESOURCE_PREFIX = "km"
 """Prefix of the platform's own parameter names (spec/cli.md section 2)."""
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+NAME_PATTERN = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 LABEL_KEY_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
 REGION_PATTERN = r"[a-z]{2}(?:-[a-z]+)+-[0-9]"
 INSTANCE_TYPE_PATTERN = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
