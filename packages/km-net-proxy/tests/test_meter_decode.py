@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import random
 import zlib
+from typing import TYPE_CHECKING
 
 import brotli
 import pytest
@@ -12,8 +14,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from km_net_proxy.meter import decode
 from km_net_proxy.meter.decode import PIECE, new_decoder
+
+if TYPE_CHECKING:
+    from km_net_proxy.meter import decode
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -45,7 +49,7 @@ CODINGS = {
     "zstd": ("zstd", zstandard.ZstdCompressor().compress),
     "zstd frames": ("zstd", frames),
 }
-TEXT = ("event: ping\ndata: {\"type\": \"ping\"}\n\n" * 40 + "\u00e9\u4e2d").encode()
+TEXT = ('event: ping\ndata: {"type": "ping"}\n\n' * 40 + "\u00e9\u4e2d").encode()
 NOISE = random.Random(7).randbytes(3000)
 
 
@@ -61,7 +65,9 @@ def run(name: str, pieces: list[bytes]) -> tuple[bytes, decode.Decoder]:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("body", [b"", b"x", TEXT, NOISE, TEXT * 200], ids=["empty", "one", "text", "noise", "long"])
+@pytest.mark.parametrize(
+    "body", [b"", b"x", TEXT, NOISE, TEXT * 200], ids=["empty", "one", "text", "noise", "long"]
+)
 def test_gzip_br_zstd_decoded(coding, body):
     name, pack = CODINGS[coding]
     packed = pack(body)
@@ -78,7 +84,7 @@ def test_any_split_gives_the_same_bytes(coding, body, data):
     packed = pack(body)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(packed)), max_size=6)))
     edges = [0, *cuts, len(packed)]
-    out, decoder = run(name, [packed[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    out, decoder = run(name, [packed[a:b] for a, b in itertools.pairwise(edges)])
     assert (out, decoder.failed) == (body, False)
 
 

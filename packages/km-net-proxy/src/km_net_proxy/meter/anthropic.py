@@ -19,6 +19,7 @@ from km_net_proxy.meter.figures import (
     literal_bytes,
     loads,
     mapping,
+    not_billed,
     text,
 )
 from km_net_proxy.meter.sse import EventStream, data_of
@@ -137,8 +138,9 @@ class MessagesStream(EventStream):
         self._tally = Tally()
         self._model = ""
         self._id = ""
-        self._started = False
+        self._opened = False
         self._final = False
+        self._reported = False
         self._stopped = False
         self._error = False
         self._hidden = False
@@ -164,13 +166,14 @@ class MessagesStream(EventStream):
         self.end()
         if self.damaged:
             self._tally.notes.add(DAMAGED)
-        complete = (self._final or self._stopped) and not self._error and not self.damaged
+        ended = self._final or (self._stopped and self._reported)
+        complete = ended and not self._error and not self.damaged
         bounds: dict[str, Any] = {}
         if not complete:
             bounds["estimated_output_tokens"] = estimated_tokens(self._text)
             if self._hidden:
                 bounds["output_bound_tokens"] = self._plan.output_limit
-            if not self._started and not self._error:
+            if not self._opened and not self._error:
                 bounds["estimated_input_tokens"] = self._plan.input_bound
                 bounds["estimated_cache_write"] = self._plan.cache_write
         return self._tally.usage(
@@ -195,7 +198,7 @@ class MessagesStream(EventStream):
                 self._text += _size(delta.get(key))
         elif kind == "message_start":
             message = mapping(event.get("message"))
-            self._started = True
+            self._opened = True
             self._model = recorded_model(message.get("model")) or self._model
             self._id = text(message.get("id")) or self._id
             self._tally.take(mapping(message.get("usage")))
@@ -203,6 +206,7 @@ class MessagesStream(EventStream):
             usage = event.get("usage")
             if isinstance(usage, dict):
                 self._tally.take(usage)
+                self._reported = True
                 self._final = self._final or bool(mapping(event.get("delta")).get("stop_reason"))
         elif kind == "content_block_start":
             if mapping(event.get("content_block")).get("type") in ("thinking", "redacted_thinking"):
@@ -234,7 +238,7 @@ class MessagesBody:
             tally.notes.add(TOO_LARGE)
         body = mapping(value)
         usage = body.get("usage")
-        refused = self._status >= 400
+        refused = not_billed(self._status)
         if isinstance(usage, dict):
             tally.take(usage)
         complete = isinstance(usage, dict) or refused
@@ -300,7 +304,7 @@ class CompletionBody:
 
 
 def _completion(plan: CallPlan, status: int, model: str, size: int, bound: int = 0) -> Usage:
-    refused = status >= 400
+    refused = not_billed(status)
     return Usage(
         provider=PROVIDER,
         model=model or recorded_model(plan.model) or "unknown",

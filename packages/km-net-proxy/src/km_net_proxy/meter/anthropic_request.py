@@ -11,7 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from km_core.types import CallPlan, Endpoint
-from km_net_proxy.meter.request import UnboundedError, check_keys, flag, parse_object, splice, whole, words
+from km_net_proxy.meter.request import (
+    UnboundedError,
+    check_keys,
+    flag,
+    model_name,
+    parse_object,
+    splice,
+    whole,
+    words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,8 +179,8 @@ class _Reader:
 
     def _open(self, limit_key: str) -> None:
         self._data = data = parse_object(self._body, self._keys)
-        model = data.get("model")
-        if not isinstance(model, str) or not model.strip():
+        model = model_name(data)
+        if not model:
             raise UnboundedError("the body names no model")
         self._model = model
         self._rates = self._prices.find(self._provider, model).rates

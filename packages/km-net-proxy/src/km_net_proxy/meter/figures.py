@@ -47,6 +47,11 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) and len(value) <= 512 else ""
 
 
+def not_billed(status: int) -> bool:
+    """Say whether a status means that nothing was generated, so that a missing usage is no loss."""
+    return not 200 <= status < 300
+
+
 def figure(value: Any, notes: Notes) -> int:
     """Return a count of tokens; missing, negative and non-integral is 0, absurd is 0 with a note."""
     if isinstance(value, float) and value.is_integer():

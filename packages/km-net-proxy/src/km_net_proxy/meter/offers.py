@@ -11,6 +11,7 @@ from km_core.ledger import default_table
 from km_core.types import CallPlan, Decoder, Endpoint, InjectionRule, Meter, ResponseFilter, UsageParser
 from km_net_proxy.meter import anthropic, anthropic_request, openai, openai_request
 from km_net_proxy.meter.decode import new_decoder
+from km_net_proxy.meter.figures import not_billed
 from km_net_proxy.meter.target import SAFE_METHODS, free, metered, plain_path, refused, refused_outright
 from km_net_proxy.meter.usage_chunk import UsageChunkFilter
 
@@ -191,7 +192,7 @@ _OPENAI_INJECTION = InjectionRule(
 )
 
 
-def build_meters(
+def meters(
     openai_compatible_hosts: Iterable[str] = (), prices: PriceTable | None = None
 ) -> tuple[Meter, ...]:
     """
@@ -213,10 +214,10 @@ def build_meters(
             where="ai.openaiCompatibleHosts",
             hint="leave it out",
         )
-    meters: list[Meter] = [AnthropicMeter(prices), OpenAIMeter(prices=prices)]
+    offered: list[Meter] = [AnthropicMeter(prices), OpenAIMeter(prices=prices)]
     if hosts:
-        meters.append(OpenAIMeter(hosts, prices))
-    return tuple(meters)
+        offered.append(OpenAIMeter(hosts, prices))
+    return tuple(offered)
 
 
 def _host(name: str) -> str:
@@ -232,7 +233,7 @@ def _host(name: str) -> str:
 
 def _is_stream(plan: CallPlan, status: int, headers: Mapping[str, str]) -> bool:
     """Tell a stream of events by what the answer says it is, else by what was asked for."""
-    if status >= 400:
+    if not_billed(status):
         return False
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "text/event-stream":

@@ -21,6 +21,7 @@ from km_net_proxy.meter.figures import (
     literals,
     loads,
     mapping,
+    not_billed,
     text,
 )
 from km_net_proxy.meter.sse import EventStream, data_of
@@ -260,7 +261,7 @@ class JsonBody:
         if isinstance(usage, dict):
             tally.take(usage)
             tally.searches = _searches(body)
-        complete = isinstance(usage, dict) or self._status >= 400
+        complete = isinstance(usage, dict) or not_billed(self._status)
         bounds: dict[str, Any] = {}
         if not complete:
             bounds = _unseen_input(self._plan)

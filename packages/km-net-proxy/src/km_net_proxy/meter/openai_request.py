@@ -6,7 +6,16 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from km_core.types import CallPlan, Endpoint
-from km_net_proxy.meter.request import UnboundedError, check_keys, flag, parse_object, splice, whole, words
+from km_net_proxy.meter.request import (
+    UnboundedError,
+    check_keys,
+    flag,
+    model_name,
+    parse_object,
+    splice,
+    whole,
+    words,
+)
 
 if TYPE_CHECKING:
     from km_core.ledger import PriceTable
@@ -168,12 +177,9 @@ class _Reader:
 
     def _open(self) -> None:
         data = self._data
-        model = data.get("model")
-        if isinstance(model, str) and model.strip():
-            # An Azure deployment's name in the path wins over a model in the body.
-            self._model = self._endpoint.model or model
-        elif not self._endpoint.model:
-            self._stream = data.get("stream") is True
+        # An Azure deployment's name in the path wins over a model in the body.
+        self._model = self._endpoint.model or model_name(data)
+        if not self._model:
             raise UnboundedError("the body names no model")
         self._rates = self._prices.find(self._provider, self._model).rates
         self._limit = self._rates.max_output

@@ -15,6 +15,7 @@ from typing import Any
 from km_net_proxy.meter.whole import MAX_BODY
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_MAX_MODEL = 256
 _DECODER = json.JSONDecoder()
 
 
@@ -77,6 +78,21 @@ def check_keys(data: dict[str, Any], known: frozenset[str]) -> None:
             raise UnboundedError(
                 f"the member {key[:40]!r} is not known, so what it costs is not known either"
             )
+
+
+def model_name(data: dict[str, Any]) -> str:
+    """
+    Return the model a request names, empty when it names none.
+
+    Raises:
+        UnboundedError: it is not a text of sane length.
+    """
+    value = data.get("model")
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > _MAX_MODEL:
+        raise UnboundedError("the body names no model that can be looked up")
+    return value if value.strip() else ""
 
 
 def whole(data: dict[str, Any], key: str) -> int | None:

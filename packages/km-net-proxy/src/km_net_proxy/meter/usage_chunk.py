@@ -7,8 +7,8 @@ import re
 from km_net_proxy.meter.figures import has_usage, loads, mapping
 from km_net_proxy.meter.sse import MAX_EVENT, data_of
 
-# Two line ends in a row; the lone CR must not be the first half of a CRLF.
-_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+# Two line ends in a row.  A CR is one by itself only when what follows is known not to be its LF.
+_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
 _LINE_END = re.compile(rb"\r\n|\r")
 
 
@@ -36,7 +36,7 @@ class UsageChunkFilter:
             self._hold(data)
             return self._release() if self._size > MAX_EVENT else b""
         cut = len(data) - (len(seam) - last)
-        # A boundary that ends inside the tail was one before; nothing of it is held any more.
+        # A boundary that ends with CR is told by the byte after it, so it may end before these bytes.
         cut = max(cut, 0)
         ready = self._release() + data[:cut]
         self._hold(data[cut:])
