@@ -11,6 +11,7 @@ import pytest
 
 from km_substrate_docker.containers import WORKLOAD_CAPABILITIES
 from km_substrate_docker.engine import find
+from km_substrate_docker.hostfiles import Owners
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 
@@ -72,18 +73,19 @@ def test_root_has_the_few_capabilities_and_none_that_reaches_out(live_pod, run_i
 def test_the_sandboxs_user_has_no_capability_and_its_own_name(live_pod, run_inside):
     pod = live_pod().up()
 
-    _, status = run_inside(pod.context, "cat", "/proc/self/status", user="1000")
-    _, name = run_inside(pod.context, "id", user="1000")
+    _, status = run_inside(pod.context, "cat", "/proc/self/status", user="sandbox")
+    _, name = run_inside(pod.context, "id", user="sandbox")
 
     assert capabilities(status) == set()
-    assert "uid=1000(sandbox) gid=1000(sandbox)" in name
+    uid, gid = Owners.here().sandbox
+    assert f"uid={uid}(sandbox) gid={gid}(sandbox)" in name
 
 
 def test_the_filter_holds_for_commands_of_the_engines_own_exec(live_pod):
     pod = live_pod().up()
     name = f"km-{pod.context.id}-main"
 
-    for user in ("0", "1000"):
+    for user in ("0", "sandbox"):
         done = subprocess.run(
             ["docker", "exec", "-u", user, name, "python3", "-c", PROBE],
             capture_output=True,

@@ -22,6 +22,7 @@ from km_core.types import new_sandbox_id
 from km_host.pod_client import pod_is_alive, pods_of
 from km_substrate_docker import image
 from km_substrate_docker.engine import connect, default_host, find
+from km_substrate_docker.hostfiles import Owners
 from km_substrate_docker.substrate import DockerSubstrate
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
@@ -302,6 +303,16 @@ def test_pause_refuses_commands_and_resume_allows_them(box, substrate, engine):
     assert run(substrate, box, "/bin/true")[0] == 0
 
 
+def test_after_destroy_the_operator_owns_every_file(box, substrate):
+    script = "mkdir -m 0700 /workspace/d; echo x >/workspace/d/f; ln -s /etc/shadow /workspace/link"
+    assert run(substrate, box, "/bin/sh", "-c", script, root=True)[0] == 0
+
+    substrate.destroy(box)
+
+    shutil.rmtree(box.state_dir)
+    assert not box.state_dir.exists()
+
+
 def test_a_paused_sandbox_can_be_destroyed(box, substrate, engine):
     substrate.pause(box)
 
@@ -421,7 +432,7 @@ def test_any_image_with_a_shell_can_be_the_sandbox(make_box, substrate, engine, 
     )
 
     assert (code, err) == (0, b"")
-    assert out.decode().splitlines()[0].startswith("sandbox:x:1000:1000:")
+    assert out.decode().splitlines()[0].startswith("sandbox:x:{}:{}:".format(*Owners.here().sandbox))
     assert "BEGIN CERTIFICATE" in out.decode()
 
 
