@@ -102,7 +102,8 @@ def make_listeners(allow_redirect: bool = True) -> Listeners:
     how = _rules(allow_redirect)
     tcp = _socket(socket.SOCK_STREAM, TCP_PORT, transparent=how == "tproxy")
     try:
-        dns = _socket(socket.SOCK_DGRAM, DNS_PORT, transparent=how == "tproxy")
+        # Transparent whatever steers TCP: an answer leaves from the address that was asked.
+        dns = _socket(socket.SOCK_DGRAM, DNS_PORT, transparent=True)
     except BaseException:
         tcp.close()
         raise
