@@ -138,7 +138,7 @@ class Specs:
         Return the gate's container.
 
         It shares the host's network: it dials, resolves and reaches stand-ins as a host process would
-        (docs/decisions/docker-gate-network.md).  Paths are the same inside, so that the bootstrap
+        (docs/decisions/0017-docker-gate-network.md).  Paths are the same inside, so that the bootstrap
         message means the same on both sides.
         """
         uid, gid = self.owners.gate
