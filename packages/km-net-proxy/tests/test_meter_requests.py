@@ -266,6 +266,12 @@ def test_a_body_beyond_the_bound_is_refused(monkeypatch):
     assert "larger" in plan("messages", ask(system="x" * 200)).refusal
 
 
+@pytest.mark.parametrize("unit", [b"{}", b"[]", b"1", b'{"a":{}}'])
+def test_a_body_that_costs_more_than_its_bytes_is_not_parsed(unit):
+    body = b'{"model":"a","messages":[' + b",".join([unit] * 3_000_000) + b"]}"
+    assert "too many" in plan("messages", body).refusal
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -14,6 +14,12 @@ from typing import Any
 
 from km_net_proxy.meter.whole import MAX_BODY
 
+MAX_CONTAINERS = 400_000
+"""Most opening brackets in a body, those in texts counted: small objects cost far more than their bytes."""
+
+MAX_VALUES = 2_000_000
+"""Most commas in a body, those in texts counted."""
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MAX_MODEL = 256
 _DECODER = json.JSONDecoder()
@@ -32,10 +38,12 @@ def parse_object(body: bytes, keys: set[str] | None = None) -> dict[str, Any]:
         keys: takes the names of all members at every depth.
 
     Raises:
-        UnboundedError: larger than `MAX_BODY`, not a JSON object, or ambiguous.
+        UnboundedError: larger than `MAX_BODY`, made to be costly, not a JSON object, or ambiguous.
     """
     if len(body) > MAX_BODY:
         raise UnboundedError(f"the body is larger than {MAX_BODY // 2**20} MiB")
+    if body.count(b"{") + body.count(b"[") > MAX_CONTAINERS or body.count(b",") > MAX_VALUES:
+        raise UnboundedError("the body has too many members")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
