@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 
 from km_core.compile.claims import check_claims, core_claims
 from km_core.compile.draft import draft_plan, network_plan, resolve_limits
+from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
 from km_core.compile.groups import core_groups, resolve_groups
 from km_core.compile.profile import LoadedProfile, load_profile
@@ -133,9 +134,7 @@ def policy_from_file(path: Path, config: Config, plugins: PluginRegistry) -> Net
 
 def effective_text(data: dict[str, Any]) -> str:
     """Return a merged profile as YAML; the same data gives the same bytes."""
-    import yaml
-
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return dump_document(data)
 
 
 def _load(path: Path, config: Config, substrate: str | None) -> LoadedProfile:

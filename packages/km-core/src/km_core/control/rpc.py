@@ -90,7 +90,9 @@ class ControlClient:
         if self._sock is None:  # pragma: no cover - callers connect first
             raise OSError("not connected")
         number = next(self._ids)
-        self._sock.sendall(encode({"id": number, "op": op, "args": args}))
+        # A server that refuses us answers why and closes; its answer can be read though ours cannot be sent.
+        with contextlib.suppress(BrokenPipeError):
+            self._sock.sendall(encode({"id": number, "op": op, "args": args}))
         while b"\n" not in self._buffer:
             chunk = self._sock.recv(65536)
             if not chunk:
