@@ -17,7 +17,7 @@ A, B = "sb-0000000a", "sb-0000000b"
 
 def test_an_event_that_was_committed_reaches_the_chain_after_a_crash(bench, monkeypatch):
     bench.create(A)
-    monkeypatch.setattr(type(bench.service.evidence), "flush", lambda _self: None)
+    monkeypatch.setattr(type(bench.service.evidence), "flush", lambda _self, _id="": None)
     bench.operator("budget.set", id=A, ai_limit_nusd=5, compute_limit_nusd=None)
     assert "budget_set" not in bench.kinds(A)
     monkeypatch.undo()
@@ -44,18 +44,34 @@ def test_an_event_of_a_change_that_was_taken_back_is_never_seen(bench):
     assert bench.kinds(A) == ["create_requested"]
 
 
-def test_a_chain_that_cannot_be_written_is_an_error_and_does_not_hold_up_others(bench):
-    bench.create(A)
-    bench.create(B)
+def test_a_sandbox_whose_chain_is_broken_spends_nothing_and_gets_no_lease(bench):
+    bench.running(A)
+    bench.running(B)
     with (bench.config.audit_dir(A) / "kmd.jsonl").open("a") as stream:
         stream.write("somebody was here\n")
     with pytest.raises(AuditError, match="cannot be continued"):
         bench.operator("budget.set", id=A, ai_limit_nusd=5, compute_limit_nusd=None)
-    bench.service.outbox.unchained()
-    with pytest.raises(AuditError):
-        bench.operator("budget.set", id=B, ai_limit_nusd=5, compute_limit_nusd=None)
-    assert "budget_set" in bench.kinds(B)
+    for op, args in (
+        ("lease", {"holder": "gate"}),
+        ("ledger.reserve", {"call_id": "c", "model": "m", "provider": "p", "amount_nusd": 1}),
+    ):
+        with pytest.raises(AuditError):
+            bench.sandbox(A, op, **args)
+        assert bench.sandbox(B, op, **args)
     assert [row.sandbox_id for row in bench.service.outbox.unchained()] == [A]
+
+
+def test_a_broken_chain_does_not_hold_up_other_sandboxes_and_its_owner_is_told(bench):
+    bench.running(A)
+    bench.running(B)
+    with (bench.config.audit_dir(A) / "kmd.jsonl").open("a") as stream:
+        stream.write("somebody was here\n")
+    with pytest.raises(AuditError):
+        bench.operator("budget.set", id=A, ai_limit_nusd=5, compute_limit_nusd=None)
+    bench.operator("budget.set", id=B, ai_limit_nusd=5, compute_limit_nusd=None)
+    assert "budget_set" in bench.kinds(B)
+    bench.tick(61)
+    assert "audit_broken" in waiting(bench)
 
 
 def test_an_appended_event_must_name_its_kind_and_leaves_kmds_fields_alone(bench):

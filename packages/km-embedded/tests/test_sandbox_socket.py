@@ -169,6 +169,7 @@ def test_a_sandbox_at_rest_gets_a_lease_only_with_a_token_made_since(bench):
         bench.operator("sandbox.update", id=A, changes={"state": state})
         with pytest.raises(GuardError, match="no lease"):
             bench.sandbox(A, "lease", holder="gate")
+        assert bench.sandbox(A, "lease", holder="pod")["state"] == state
         bench.operator("sandbox.open", id=A)
         assert bench.sandbox(A, "lease", holder="gate")["valid_s"] == 60
     bench.operator("sandbox.update", id=A, changes={"state": "destroying"})

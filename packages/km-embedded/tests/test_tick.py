@@ -197,7 +197,7 @@ def test_a_supervisor_that_died_is_brought_back_after_a_moment(tasks, supervisor
     tasks.tick(1)
     tasks.tick(1)
     assert tasks.ran(0) == []
-    tasks.tick(2)
+    tasks.tick(2.5)
     assert tasks.ran(1) == [f"recover {A}"]
     event = next(event for event in tasks.events(A) if event["kind"] == "pod_lost")
     assert (event["recovery"], event["of"]) == (1, MAX_RECOVERIES)

@@ -47,6 +47,7 @@ class Evidence:
         self._writers: dict[str, ChainWriter] = {}
         self._seed: bytes | None = None
         self._signed: dict[str, dict[str, Head]] = {}
+        self._stuck: dict[str, KmError] = {}
 
     def close(self) -> None:
         """Close every chain."""
@@ -58,37 +59,47 @@ class Evidence:
         """Record an event in the running transaction; `flush` carries it to the chain."""
         self._outbox.add(sandbox_id, kind, self._clock(), detail, tell=tell)
 
-    def flush(self) -> None:
+    def flush(self, sandbox_id: str = "") -> None:
         """
         Write what the outbox holds into the chains.
+
+        Args:
+            sandbox_id: whose chain the caller depends on; what stops another sandbox's is not its
+                trouble.  Without one every trouble is raised.
 
         Raises:
             AuditError: a chain cannot be written; its events stay in the outbox, other sandboxes'
                 have gone on.
         """
         rows = self._outbox.unchained()
-        if not rows:
-            return
-        written, failure, stuck = [], None, set()
+        failures: dict[str, KmError] = {}
+        written = []
         for row in rows:
-            if row.sandbox_id in stuck:
+            # A chain keeps its order: what follows in one that is stuck waits too.
+            if row.sandbox_id in failures:
                 continue
             try:
                 self._write(row)
                 written.append(row.number)
             except KmError as error:
-                # A chain keeps its order: what follows in the same one waits too.
-                stuck.add(row.sandbox_id)
-                failure = error
+                failures[row.sandbox_id] = error
+        self._stuck = failures
         if written:
             with self._db.transaction():
                 self._outbox.chained(written)
+        if failures and not sandbox_id:
+            raise next(iter(failures.values()))
+        self.require(sandbox_id)
+
+    def require(self, sandbox_id: str) -> None:
+        """Raise the `AuditError` that stopped a sandbox's chain, if one did."""
+        failure = self._stuck.get(sandbox_id)
         if failure is not None:
             raise failure
 
     def append(self, sandbox_id: str, event: dict[str, Any]) -> tuple[int, str]:
         """Write one record at once, after what is waiting; returns its number and hash."""
-        self.flush()
+        self.flush(sandbox_id)
         return self._writer(sandbox_id).append(event)
 
     def head(self, sandbox_id: str, writer: str, seq: int, digest: str) -> None:
@@ -120,7 +131,7 @@ class Evidence:
         Raises:
             AuditError: a chain went back, or something cannot be written.
         """
-        self.flush()
+        self.flush(sandbox_id)
         writer = self._writer(sandbox_id)
         writer.sync()
         heads = self._heads(sandbox_id, writer)
@@ -130,6 +141,7 @@ class Evidence:
 
     def checkpoint_if_new(self, sandbox_id: str) -> bool:
         """Sign the heads when one has moved since the last checkpoint; returns whether it did."""
+        self.flush(sandbox_id)
         if self._signed.get(sandbox_id) == self._heads(sandbox_id, self._writer(sandbox_id)):
             return False
         self.checkpoint(sandbox_id)
@@ -138,6 +150,7 @@ class Evidence:
     def forget(self, sandbox_id: str) -> None:
         """Close a sandbox's chain; its files stay."""
         self._signed.pop(sandbox_id, None)
+        self._stuck.pop(sandbox_id, None)
         writer = self._writers.pop(sandbox_id, None)
         if writer is not None:
             writer.close()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from km_core.types import SandboxRecord
 
 VALID_S = 60
+SUPERVISOR = "pod"
 _ALWAYS = frozenset({SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED})
 _STARTING = frozenset({SandboxState.STOPPED, SandboxState.FROZEN, SandboxState.FAILED})
 
@@ -28,7 +29,8 @@ class Leases:
 
         Args:
             record: the sandbox.
-            holder: who asks (``gate``).
+            holder: who asks: ``gate``, or ``pod``, whose lease is a sign of life and lets no traffic
+                pass, so it is answered in every state.
             fresh_token: whether the asker's token is younger than the sandbox's state.  A stopped,
                 frozen or failed sandbox that got a new token is being started again; one with an old
                 token was left behind.
@@ -37,7 +39,8 @@ class Leases:
         Raises:
             GuardError: the sandbox may not have traffic.
         """
-        if record.state not in _ALWAYS and not (record.state in _STARTING and fresh_token):
+        allowed = holder == SUPERVISOR or record.state in _ALWAYS
+        if not allowed and not (record.state in _STARTING and fresh_token):
             raise GuardError(f"a {record.state} sandbox gets no lease", where=record.id)
         self._asked[record.id, holder] = now
         return {

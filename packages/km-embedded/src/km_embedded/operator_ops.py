@@ -93,7 +93,7 @@ class OperatorOps:
             asked = SandboxRecord.from_wire(record)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError("the record is not one of a sandbox", why=str(error)[:200]) from error
-        with service.act():
+        with service.act(asked.id):
             made = service.records.create(asked, now=service.clock(), most=self._most())
             detail = {"profile": made.profile, "substrate": made.substrate, "plan_digest": made.plan_digest}
             service.evidence.emit(made.id, "create_requested", detail, tell=False)
@@ -128,14 +128,13 @@ class OperatorOps:
         if found is None:
             return {}
         # Before the record goes, while the heads of the other writers are still known.
-        with service.act():
+        with service.act(id):
             service.evidence.emit(id, "destroyed", {"from": str(found.state), "reason": found.reason})
         service.checkpoint(id, state="destroyed")
-        with service.act():
+        with service.act(id):
             service.records.delete(id)
         service.evidence.forget(id)
         service.leases.forget(id)
-        service.tasks.forget(id)
         await service.sockets.close(id)
         return {}
 
@@ -143,7 +142,7 @@ class OperatorOps:
         """Make a sandbox's socket and a fresh token."""
         service = self._service
         record = service.records.get(id)
-        with service.act():
+        with service.act(id):
             token = service.sockets.new_token(id, record.version)
             service.evidence.emit(id, "token_issued", {}, tell=False)
         return {"socket": str(await service.sockets.open(id)), "token": token}
@@ -151,13 +150,13 @@ class OperatorOps:
     def journal_begin(self, _peer: Peer, id: str, step: str, index: int) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Note that a step is about to act."""
         self._service.records.get(id)
-        with self._service.act():
+        with self._service.act(id):
             self._service.journal.begin(id, step, index)
         return {}
 
     def journal_done(self, _peer: Peer, id: str, step: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Note that a step has acted."""
-        with self._service.act():
+        with self._service.act(id):
             if not self._service.journal.done(id, step):
                 raise NotFoundError(f"the step {step!r} was never begun", where=id)
         return {}
@@ -168,7 +167,7 @@ class OperatorOps:
 
     def journal_undone(self, _peer: Peer, id: str, step: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Forget a step."""
-        with self._service.act():
+        with self._service.act(id):
             self._service.journal.undone(id, step)
         return {}
 
@@ -182,7 +181,7 @@ class OperatorOps:
     ) -> dict[str, Any]:
         """Set the ceilings."""
         threshold = None if warning_threshold is None else round(warning_threshold * PPM)
-        with self._service.act():
+        with self._service.act(id):
             self._service.ledger.set_limits(
                 id, ai=ai_limit_nusd, compute=compute_limit_nusd, threshold_ppm=threshold
             )
@@ -190,7 +189,7 @@ class OperatorOps:
 
     def budget_add(self, _peer: Peer, id: str, ai_nusd: int = 0, compute_nusd: int = 0) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Raise the ceilings."""
-        with self._service.act():
+        with self._service.act(id):
             self._service.ledger.add(id, ai=ai_nusd, compute=compute_nusd)
         return self._service.ledger.summary(id)
 
@@ -201,7 +200,7 @@ class OperatorOps:
     def secret_set(self, _peer: Peer, name: str, value: str) -> dict[str, Any]:
         """Seal a secret."""
         service = self._service
-        with service.act():
+        with service.act(HOST):
             service.secrets.set(name, value, service.clock())
             service.evidence.emit(HOST, "secret_set", {"name": name}, tell=False)
         return {}
@@ -213,7 +212,7 @@ class OperatorOps:
     def secret_delete(self, _peer: Peer, name: str) -> dict[str, Any]:
         """Remove a secret."""
         service = self._service
-        with service.act():
+        with service.act(HOST):
             service.secrets.delete(name)
             service.evidence.emit(HOST, "secret_deleted", {"name": name}, tell=False)
         return {}

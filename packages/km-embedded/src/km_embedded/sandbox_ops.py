@@ -83,6 +83,7 @@ class SandboxOps:
     def lease(self, _peer: Peer, holder: str) -> dict[str, Any]:
         """Let traffic pass for a minute."""
         service = self._service
+        service.evidence.require(self._id)
         record = service.records.get(self._id)
         fresh = service.sockets.token_version(self._id) >= service.records.state_version(self._id)
         return service.leases.renew(record, holder, fresh_token=fresh, now=service.clock())
@@ -92,6 +93,7 @@ class SandboxOps:
     ) -> dict[str, Any]:
         """Hold money for a call."""
         service = self._service
+        service.evidence.require(self._id)
         with service.db.transaction():
             return service.ledger.reserve(
                 self._id, call_id, provider=provider, model=model, amount=amount_nusd, now=service.clock()
@@ -103,7 +105,7 @@ class SandboxOps:
         """Record what a call cost."""
         service = self._service
         figures = CallUsage.from_wire(usage or {})
-        with service.act():
+        with service.act(self._id):
             service.ledger.settle(self._id, call_id, cost=cost_nusd, usage=figures, now=service.clock())
         return service.ledger.ai_summary(self._id)
 
@@ -130,7 +132,7 @@ class SandboxOps:
         allowed = await asyncio.to_thread(wanted)
         found = service.secrets.values(set(names) & allowed)
         if found:
-            with service.act():
+            with service.act(self._id):
                 detail = {"names": sorted(found)}
                 service.evidence.emit(self._id, "secret_released", detail, tell=False)
         return found
@@ -148,7 +150,7 @@ class SandboxOps:
         if kind in KMD_ONLY:
             raise PolicyDenied(f"{kind} is recorded by the control plane itself", where="event")
         data = _bounded("event", detail or {})
-        with self._service.act():
+        with self._service.act(self._id):
             self._service.evidence.emit(self._id, kind, {"detail": data, "by": "sandbox"})
         return {}
 

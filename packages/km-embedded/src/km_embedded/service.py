@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from km_core.control.server import ControlServer
-from km_core.errors import AuditError
+from km_core.errors import AuditError, KmError
 from km_embedded.changes import update
 from km_embedded.credentials import PlanSecrets
 from km_embedded.evidence import Evidence
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from km_core.config import Config
     from km_core.types import SandboxRecord
+
+
+COMPLAIN_S = 60.0
+MAX_COMPLAINTS = 1024
 
 
 def _silent(_event: str, /, **_fields: Any) -> None:
@@ -80,6 +84,7 @@ class Service:
         # What the tick remembers between two runs; losing it only moves a moment.
         self.lost: dict[str, float] = {}
         self.money_checked = 0.0
+        self._complaints: dict[tuple[str, str], float] = {}
         self.calls_forgotten = 0.0
         self.checkpointed = self.started_at
         tasks = {} if task_command is None else {"command": task_command}
@@ -98,9 +103,12 @@ class Service:
         self.stopping: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
-    def act(self) -> Iterator[None]:
+    def act(self, sandbox_id: str) -> Iterator[None]:
         """
         Run the block in a transaction and carry its events to the audit chains.
+
+        Args:
+            sandbox_id: whose change it is.
 
         Raises:
             AuditError: the change was made but its evidence cannot be written yet; it is kept and
@@ -108,19 +116,29 @@ class Service:
         """
         with self.db.transaction():
             yield
-        self.evidence.flush()
+        self.evidence.flush(sandbox_id)
 
     def update(
         self, sandbox_id: str, changes: dict[str, Any], *, expect: dict[str, Any] | None = None
     ) -> SandboxRecord:
         """Change a record, see `km_embedded.changes.update`; a change of state is a checkpoint too."""
-        with self.act():
+        with self.act(sandbox_id):
             old, new = update(
                 self.records, self.evidence.emit, sandbox_id, changes, now=self.clock(), expect=expect
             )
         if new.state is not old.state:
             self.checkpoint(sandbox_id, state=str(new.state))
         return new
+
+    def complain(self, event: str, sandbox_id: str, error: Exception) -> None:
+        """Log a trouble of the tick; the same one again at most once a minute."""
+        why = error.what if isinstance(error, KmError) else type(error).__name__
+        now = self.clock()
+        if now - self._complaints.get((sandbox_id, why), 0.0) >= COMPLAIN_S:
+            if len(self._complaints) > MAX_COMPLAINTS:
+                self._complaints.clear()
+            self._complaints[sandbox_id, why] = now
+            self.log(event, sandbox=sandbox_id, why=why, error=error)
 
     def checkpoint(self, sandbox_id: str, *, state: str = "") -> None:
         """Sign a sandbox's heads; a failure is logged and told, and does not undo what happened."""

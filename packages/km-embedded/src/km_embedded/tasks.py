@@ -126,13 +126,18 @@ class Tasks:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(task.process.pid, signal.SIGKILL)
 
-    def forget(self, sandbox_id: str) -> None:
-        """Forget failures of a sandbox that is gone; its lock file goes too when nobody holds it."""
-        self._failures.pop(sandbox_id, None)
-        self._not_before.pop(sandbox_id, None)
-        if sandbox_id not in self._running:
-            with contextlib.suppress(OSError):
-                (self._config.runtime_dir / "tasks" / f"{sandbox_id}.lock").unlink()
+    def sweep(self, known: set[str]) -> None:
+        """Forget sandboxes that are not *known* any more, and remove their lock files."""
+        for sandbox_id in (set(self._failures) | set(self._not_before)) - known:
+            self._failures.pop(sandbox_id, None)
+            self._not_before.pop(sandbox_id, None)
+        directory = self._config.runtime_dir / "tasks"
+        for path in directory.glob("*.lock") if directory.is_dir() else ():
+            if path.stem not in known and path.stem not in self._running:
+                lock = self._lock(path.stem)
+                if lock is not None:
+                    path.unlink(missing_ok=True)
+                    os.close(lock)
 
     def close(self) -> None:
         """Stop watching; tasks go on to their end and start kmd again if they need it."""

@@ -8,8 +8,9 @@ that never came, or came twice, changes nothing but the moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from km_core.errors import KmError
 from km_core.handlers.lifetime import deadline, due_warning, expiry
@@ -31,13 +32,13 @@ async def tick(service: Service) -> None:
     for record in service.records.list():
         try:
             _one(service, record, now)
-        except KmError as error:
-            service.log("tick_failed", sandbox=record.id, why=error.what)
+        except Exception as error:  # noqa: BLE001 - one sandbox's trouble must not stop another's expiry
+            service.complain("tick_failed", record.id, error)
     for step in (_money, _evidence, _tasks):
         try:
             step(service, now)
-        except KmError as error:
-            service.log("tick_failed", step=step.__name__, why=error.what)
+        except Exception as error:  # noqa: BLE001 - as above
+            service.complain("tick_failed", step.__name__, error)
     await _sockets(service)
     service.notifier.start()
     await sync(service)
@@ -50,7 +51,7 @@ async def sync(service: Service) -> None:
         try:
             await asyncio.to_thread(os.fdatasync, descriptor)
         except OSError as error:
-            service.log("sync_failed", why=str(error))
+            service.complain("sync_failed", "", error)
 
 
 def _one(service: Service, record: SandboxRecord, now: float) -> None:
@@ -59,7 +60,9 @@ def _one(service: Service, record: SandboxRecord, now: float) -> None:
         if not due.act:
             _notice(service, record, "retained", f"{due.cause}:{deadline(record):.0f}", {"cause": due.cause})
         elif service.tasks.start(record.id, "expire", "--cause", due.cause):
-            _record(service, record.id, "expired", {"cause": due.cause, "policy": record.teardown})
+            with service.act(record.id):
+                event = {"cause": due.cause, "policy": record.teardown}
+                service.evidence.emit(record.id, "expired", event)
         if due.act:
             return
     if record.state is SandboxState.DESTROYING:
@@ -105,7 +108,7 @@ def _supervised(service: Service, record: SandboxRecord, now: float) -> None:
         return
     if service.tasks.start(record.id, "recover"):
         service.lost.pop(record.id, None)
-        with service.act():
+        with service.act(record.id):
             service.db.run("INSERT INTO recoveries VALUES (?, ?)", (record.id, now))
             service.evidence.emit(record.id, "pod_lost", {"recovery": count + 1, "of": MAX_RECOVERIES})
 
@@ -123,7 +126,7 @@ def _notice(
     record: SandboxRecord,
     name: str,
     subject: str,
-    detail: dict[str, object],
+    detail: dict[str, Any],
     *,
     kind: str = "",
 ) -> None:
@@ -131,14 +134,9 @@ def _notice(
     row = service.db.one("SELECT subject FROM notices WHERE sandbox_id = ? AND kind = ?", (record.id, name))
     if row is not None and row["subject"] == subject:
         return
-    with service.act():
+    with service.act(record.id):
         service.db.run("INSERT OR REPLACE INTO notices VALUES (?, ?, ?)", (record.id, name, subject))
         service.evidence.emit(record.id, kind or name, detail)
-
-
-def _record(service: Service, sandbox_id: str, kind: str, detail: dict[str, object]) -> None:
-    with service.act():
-        service.evidence.emit(sandbox_id, kind, detail)
 
 
 def _money(service: Service, now: float) -> None:
@@ -146,7 +144,7 @@ def _money(service: Service, now: float) -> None:
         return
     service.money_checked = now
     if service.ledger.any_stale(now):
-        with service.act():
+        with service.db.transaction():
             count = service.ledger.settle_stale(now)
         service.log("reservations_expired", count=count)
     if now - service.calls_forgotten >= 3600:
@@ -157,16 +155,18 @@ def _money(service: Service, now: float) -> None:
 
 
 def _evidence(service: Service, now: float) -> None:
+    if now - service.checkpointed >= service.settings.checkpoint_s:
+        service.checkpointed = now
+        for record in service.records.list():
+            try:
+                service.evidence.checkpoint_if_new(record.id)
+            except KmError as error:
+                service.complain("checkpoint_failed", record.id, error)
+                # The chain may be what is broken: then this raises too, and notifiers still hear it.
+                with contextlib.suppress(KmError):
+                    _notice(service, record, "audit_broken", error.what, {"what": error.what})
+        service.tasks.sweep({record.id for record in service.records.list()})
     service.evidence.flush()
-    if now - service.checkpointed < service.settings.checkpoint_s:
-        return
-    service.checkpointed = now
-    for record in service.records.list():
-        try:
-            service.evidence.checkpoint_if_new(record.id)
-        except KmError as error:
-            service.log("checkpoint_failed", sandbox=record.id, why=error.what)
-            _notice(service, record, "audit_broken", error.what, {"what": error.what})
 
 
 def _tasks(service: Service, _now: float) -> None:
@@ -178,5 +178,5 @@ async def _sockets(service: Service) -> None:
         try:
             await service.sockets.open(sandbox_id)
         except KmError as error:
-            service.log("socket_failed", sandbox=sandbox_id, why=error.what)
+            service.complain("socket_failed", sandbox_id, error)
     service.sockets.share_all()

@@ -119,6 +119,8 @@ class Database:
             "foreign_keys = ON",
             "trusted_schema = OFF",
             "secure_delete = ON",
+            # Less often than the default: a checkpoint writes and syncs the file while callers wait.
+            "wal_autocheckpoint = 4000",
         ):
             self._connection.execute(f"PRAGMA {pragma}")
         os.chmod(self.path, 0o600)  # noqa: PTH101 - a str or a Path, as sqlite3 takes it

@@ -58,7 +58,7 @@ class Outbox:
     def untold(self, now: float, *, most: int = 64) -> list[OutboxRow]:
         """Return events whose delivery is due, oldest first."""
         rows = self._db.all(
-            "SELECT * FROM outbox WHERE told = 0 AND chained = 1 AND next_at <= ? ORDER BY number LIMIT ?",
+            "SELECT * FROM outbox WHERE told = 0 AND next_at <= ? ORDER BY number LIMIT ?",
             (now, most),
         )
         return [_row(row) for row in rows]

@@ -120,6 +120,8 @@ _INITIAL = (
         attempts INTEGER NOT NULL DEFAULT 0,
         next_at REAL NOT NULL DEFAULT 0
     ) STRICT""",
+    "CREATE INDEX outbox_unchained ON outbox (number) WHERE chained = 0",
+    "CREATE INDEX outbox_untold ON outbox (next_at) WHERE told = 0",
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL,)
