@@ -78,6 +78,9 @@ class Kmd:
         return {}
 
 
+REAL_BASE_TAG = image.base_tag
+
+
 @pytest.fixture
 def substrate():
     return DockerSubstrate()
@@ -265,6 +268,21 @@ def test_status_says_how_it_is_enforced_and_by_whom(box, substrate):
     assert status["limits"] == "enforced"
     assert status["gate"]["pid"] > 0
     assert status["pod"]["pid"] in pods_of(box.config)
+
+
+def test_the_real_gate_decides_in_its_container(make_box, substrate, monkeypatch):
+    box, _ = make_box()
+    monkeypatch.setattr(image, "base_tag", REAL_BASE_TAG)
+    substrate.prepare(box)
+    substrate.start(box)
+
+    _, page, _ = run(substrate, box, "curl", "-sS", "-m", "10", "http://198.51.100.7/")
+    code, _, said = run(substrate, box, "curl", "-sS", "-m", "10", "https://www.example.org/")
+
+    assert b"Blocked by km sandbox policy" in page
+    assert (code, b"Could not resolve host" in said) == (6, True)
+    assert (box.state_dir / "gate" / "ca.key").stat().st_mode & 0o077 == 0
+    assert "198.51.100.7" in (box.audit_dir / "gate.jsonl").read_text()
 
 
 def test_prepare_and_start_again_change_nothing(box, substrate, engine):
