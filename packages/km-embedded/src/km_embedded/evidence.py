@@ -8,12 +8,14 @@ at the chain's end to see whether one had already been written, so that none is 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.audit import ChainWriter, Checkpoints, Head
 from km_core.errors import AuditError, KmError
+from km_core.identity import public_key
 from km_embedded.files import make_key, private_dir, read_key
 
 if TYPE_CHECKING:
@@ -188,9 +190,20 @@ class Evidence:
         if self._seed is None:
             path = self._config.home / "checkpoint.key"
             self._seed = read_key(path) or make_key(path)
+            self._publish(self._seed)
         return Checkpoints(
             self._config.audit_dir(sandbox_id), sandbox_id=sandbox_id, seed=self._seed, clock=self._clock
         )
+
+
+    def _publish(self, seed: bytes) -> None:
+        """Keep the public half beside the seed, base64: what ``km audit verify`` checks with."""
+        path = self._config.home / "checkpoint.pub"
+        text = base64.b64encode(public_key(seed)).decode() + "\n"
+        if not path.exists() or path.read_text(encoding="ascii") != text:
+            temporary = path.with_name(".checkpoint.pub")
+            temporary.write_text(text, encoding="ascii")
+            temporary.replace(path)
 
 
 def _holds(writer: ChainWriter, number: int) -> bool:
