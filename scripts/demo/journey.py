@@ -85,8 +85,9 @@ class Journey:
         try:
             self._spend()
             self._top_up()
-        finally:
-            self._evidence()
+        except CommandError as error:
+            self.facts.check("the agent's calls end in an orderly way", kept=False, detail=str(error))
+        self._evidence()
 
     def destroy(self) -> None:
         """Destroy the sandbox and check its audit chain once more, now that nothing writes to it."""
