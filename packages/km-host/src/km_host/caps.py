@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from km_host.inside import frames
 
 PACKAGES = {"bwrap": "bubblewrap", "nft": "nftables", "ip": "iproute2"}
 """Program to the package that most distributions ship it in."""
+
+MINIMUM_BUBBLEWRAP = (0, 8)
+"""The first version with ``--disable-userns``."""
 
 _SYSCTL = Path("/proc/sys")
 _SWITCHES = (
@@ -66,6 +70,25 @@ def missing_programs(names: tuple[str, ...] = tuple(PACKAGES)) -> tuple[KmError,
         except ProvisionError as error:
             found.append(error)
     return tuple(found)
+
+
+def bubblewrap_obstacle() -> KmError | None:
+    """Return why the installed bubblewrap cannot be used, or None; a missing one is not its business."""
+    try:
+        path = find_program("bwrap")
+    except ProvisionError:
+        return None
+    words = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, check=False, timeout=10
+    ).stdout.split()
+    numbers = tuple(int(part) for part in (words[-1] if words else "").split(".")[:2] if part.isdigit())
+    if numbers >= MINIMUM_BUBBLEWRAP:
+        return None
+    found = ".".join(map(str, numbers)) or "an unknown version"
+    wanted = ".".join(map(str, MINIMUM_BUBBLEWRAP))
+    return ProvisionError(
+        f"bubblewrap is too old: {found}, {wanted} is needed", where=path, hint="install a newer bubblewrap"
+    )
 
 
 def user_namespace_obstacle(*, uid: int | None = None, sysctl: Path = _SYSCTL) -> KmError | None:

@@ -12,7 +12,8 @@ from km_host.cgroup import ControlGroup, default_limits
 
 def check_programs() -> CheckResult:
     """Say whether bubblewrap, nftables and iproute2 are installed."""
-    missing = caps.missing_programs()
+    old = caps.bubblewrap_obstacle()
+    missing = (*caps.missing_programs(), *([old] if old is not None else []))
     if missing:
         return CheckResult(
             "ERROR", "; ".join(error.what for error in missing), "; ".join(error.hint for error in missing)

@@ -273,7 +273,8 @@ def _raw(descriptor: int) -> Iterator[None]:
         yield
         return
     try:
-        tty.setraw(descriptor)
+        # What was typed ahead is kept.
+        tty.setraw(descriptor, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

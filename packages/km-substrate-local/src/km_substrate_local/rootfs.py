@@ -193,7 +193,9 @@ def bubblewrap_arguments(
         seccomp_fd: descriptor of the filter's bytes.
         scratch_bytes: size of ``/tmp`` at most.
     """
-    words = ["--unshare-user", "--uid", str(UID), "--gid", str(UID), "--disable-userns"]
+    words = ["--unshare-user", "--uid", str(UID), "--gid", str(UID)]
+    # The second makes bubblewrap try for itself that no user namespace can be made any more.
+    words += ["--disable-userns", "--assert-userns-disabled"]
     words += [
         "--unshare-pid",
         "--unshare-ipc",
@@ -212,7 +214,8 @@ def bubblewrap_arguments(
     words += ["--perms", "1777", "--dir", "/var/tmp", "--symlink", "/run", "/var/run"]  # noqa: S108 - as above
     for name in ("cache", "lib", "log"):
         words += ["--dir", f"/var/{name}"]
-    words += ["--dir", "/root", "--dir", "/home"]
+    for name in ("root", "home", "opt"):
+        words += ["--dir", f"/{name}"]
     for source, mount in shown:
         words += ["--bind" if mount.writable else "--ro-bind", source, mount.target]
         if mount.target == "/etc":

@@ -159,7 +159,7 @@ def _problems(plan: SandboxPlan, config: Config) -> Iterator[Problem]:
         yield Problem(
             "spec.execution.privileged", "a local sandbox has no root user", hint="use the docker substrate"
         )
-    for error in (*caps.missing_programs(), caps.user_namespace_obstacle()):
+    for error in (*caps.missing_programs(), caps.bubblewrap_obstacle(), caps.user_namespace_obstacle()):
         if error is not None:
             yield _host_problem(error)
     try:
