@@ -195,7 +195,6 @@ class Evidence:
             self._config.audit_dir(sandbox_id), sandbox_id=sandbox_id, seed=self._seed, clock=self._clock
         )
 
-
     def _publish(self, seed: bytes) -> None:
         """Keep the public half beside the seed, base64: what ``km audit verify`` checks with."""
         path = self._config.home / "checkpoint.pub"
