@@ -42,6 +42,7 @@ class Canary:
     abstract: str = field(factory=lambda: f"km-canary-{secrets.token_hex(4)}")
     vsock_port: int = 0
     arrivals: list[tuple[str, bytes]] = field(factory=list)
+    _leaving: threading.Event = field(factory=threading.Event)
     _sockets: list[socket.socket] = field(factory=list)
     _threads: list[threading.Thread] = field(factory=list)
 
@@ -65,12 +66,11 @@ class Canary:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        self._leaving.set()
         for thread in self._threads:
             thread.join(2)
+        for sock in self._sockets:
+            sock.close()
 
     def saw(self, token: str, wait_s: float = 0.5) -> list[str]:
         """Return where *token* arrived, waiting *wait_s* for stragglers."""
@@ -119,15 +119,19 @@ class Canary:
         return True
 
     def _start(self, sock: socket.socket, target: Callable[[], None]) -> None:
+        # Not every family wakes a blocked accept at shutdown, so the threads look up now and then.
+        sock.settimeout(0.2)
         self._sockets.append(sock)
         thread = threading.Thread(target=target, daemon=True)
         thread.start()
         self._threads.append(thread)
 
     def _accept(self, sock: socket.socket, place: str) -> None:
-        while True:
+        while not self._leaving.is_set():
             try:
                 connection, _ = sock.accept()
+            except TimeoutError:
+                continue
             except OSError:
                 return
             threading.Thread(target=self._read, args=(connection, place), daemon=True).start()
@@ -143,12 +147,12 @@ class Canary:
         self.arrivals.append((place, data))
 
     def _receive(self, sock: socket.socket, place: str) -> None:
-        while True:
+        while not self._leaving.is_set():
             try:
-                data, peer = sock.recvfrom(65536)
+                data, _ = sock.recvfrom(65536)
+            except TimeoutError:
+                continue
             except OSError:
-                return
-            if not peer:
                 return
             self.arrivals.append((place, data))
 

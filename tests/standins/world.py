@@ -285,7 +285,8 @@ def new_world(ai_reply: Any = None) -> Iterator[World]:
             _end(world)
         left = traces.left()
         assert not left, "left over: " + "; ".join(left)
-        assert not list((world.home / "sandboxes").glob("*")), "state directories are left"
+        files = sorted(str(path) for path in (world.home / "sandboxes").rglob("[!.]*"))
+        assert not files, "left over: " + "; ".join(files)
 
 
 def _end(world: World) -> None:
