@@ -108,11 +108,26 @@ def recover_sandbox(session: Session, record: SandboxRecord) -> str:
 
 
 def expire_sandbox(session: Session, record: SandboxRecord, cause: str) -> str:
-    """Carry out the teardown policy for *cause* (``ttl``, ``idle``, ``max_lifetime``)."""
+    """
+    Carry out the teardown policy; returns what was done.
+
+    Args:
+        session: the connection.
+        record: the sandbox as it is now; it may have been given more time since the control plane looked.
+        cause: ``ttl``, ``idle``, ``max_lifetime`` or ``unfinished-destroy``.
+    """
+    if record.state is SandboxState.DESTROYING or cause == "unfinished-destroy":
+        destroy_sandbox(session, record)
+        return "destroyed"
+    now = time.time()
+    if (cause == "ttl" and not 0 < record.expires_at <= now) or (
+        cause == "max_lifetime" and not 0 < record.max_expires_at <= now
+    ):
+        return "nothing to do: it has been given more time"
     if record.teardown == "retain":
         session.update(record.id, expires_at=0.0, reason=f"{cause}: retained by teardownPolicy")
         return "retained"
-    if record.teardown == "stop" or cause == "idle-stop":
+    if record.teardown == "stop":
         stop_sandbox(session, record, reason=cause)
         return "stopped"
     destroy_sandbox(session, record)
