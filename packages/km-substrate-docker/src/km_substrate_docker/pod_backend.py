@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
-import signal
-import tarfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +25,17 @@ from km_host.bootstrap import send_bootstrap
 from km_host.inside import frames
 from km_host.listeners import receive_listeners
 from km_substrate_docker import hostfiles
-from km_substrate_docker.containers import CA_BUNDLE, CA_EXTRA, Limits, Specs, limit_gaps
+from km_substrate_docker.containers import Limits, Specs, limit_gaps
 from km_substrate_docker.engine import connect, find, remove, translate
+from km_substrate_docker.gate_container import GateContainer, last_words
 from km_substrate_docker.handover import rendezvous
 from km_substrate_docker.hostfiles import Owners, Paths
 from km_substrate_docker.image import load
+from km_substrate_docker.overlay import overlay
 from km_substrate_docker.stream import copy_output, hijack, wait_exit
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
 
     from docker import DockerClient
     from docker.models.containers import Container
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 
 _HELPER_S = 30.0
 _GATE_S = 30.0
-_LAST_WORDS_S = 2.0
 _QUIET = 2
 """Processes of a main container in which nothing runs: the shell that holds it and its sleep."""
 
@@ -56,39 +53,6 @@ _QUIET = 2
 def make_backend(context: PodContext) -> DockerPod:
     """Return the backend for a sandbox (entry-point group ``km.pods``)."""
     return DockerPod(context, load(context.state_dir))
-
-
-@define
-class GateContainer:
-    """A gate in a container (`km_host.backend.GateHandle`)."""
-
-    channel: socket.socket
-    pid: int
-    _pidfd: int
-    _engine: str
-    _id: str
-    _output: asyncio.Task[None]
-    _code: int | None = None
-
-    async def wait(self) -> int:
-        """Wait until the gate has ended, and remove its container; may be called again."""
-        if self._code is None:
-            code = await wait_exit(self._engine, self._id)
-            # The stream ends with the container; what it said last belongs into the log.
-            await asyncio.wait([self._output], timeout=_LAST_WORDS_S)
-            self._output.cancel()
-            self._code = code
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-        await asyncio.to_thread(_remove_by_id, self._engine, self._id)
-        return self._code
-
-    def kill(self) -> None:
-        """End the gate at once."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 @frozen
@@ -275,7 +239,7 @@ class DockerPod:
                         channel.close()
                         raise
                 except BaseException as error:
-                    said = _last_words(output, early)
+                    said = last_words(output, early)
                     output.close()
                     remove(gate)
                     if isinstance(error, ProvisionError) and said:
@@ -303,7 +267,7 @@ class DockerPod:
             main = client.containers.create(**specs.main(self._pause_id, limits))
             try:
                 main.put_archive(
-                    "/", _overlay(main, ca_pem, self._owners, self.context.plan.workload.working_dir)
+                    "/", overlay(main, ca_pem, self._owners, self.context.plan.workload.working_dir)
                 )
                 main.start()
             except BaseException:
@@ -344,16 +308,6 @@ def _remove_all(client: DockerClient, context: PodContext) -> None:
         remove(container)
 
 
-def _remove_by_id(host: str, container_id: str) -> None:
-    from docker.errors import NotFound
-
-    with connect(host) as client:
-        try:
-            remove(client.containers.get(container_id))
-        except NotFound:
-            return
-
-
 def _pid(container: Container) -> int:
     return int(container.attrs["State"].get("Pid") or 0)
 
@@ -368,26 +322,6 @@ def _ended(container: Container) -> str:
     return str(state.get("Error") or f"exit code {state.get('ExitCode')}")
 
 
-def _last_words(output: socket.socket, early: bytes) -> str:
-    """Return the end of what a container that failed has said."""
-    output.settimeout(1.0)
-    data = early
-    with contextlib.suppress(OSError):
-        while len(data) < 65536 and (chunk := output.recv(65536)):
-            data += chunk
-    text = b"".join(piece for _, piece in _frames(data)).decode(errors="replace")
-    return " | ".join(text.strip().splitlines()[-3:])
-
-
-def _frames(data: bytes) -> Iterator[tuple[int, bytes]]:
-    from km_substrate_docker.stream import FRAME
-
-    while len(data) >= FRAME.size:
-        kind, length = FRAME.unpack_from(data)
-        yield kind, data[FRAME.size : FRAME.size + length]
-        data = data[FRAME.size + length :]
-
-
 def _ask(client: DockerClient, main: Container, timeout_s: float) -> None:
     """Send SIGTERM to everything inside but the first process, and wait until it has gone."""
     with contextlib.suppress(ProvisionError), translate("the workload cannot be asked to end"):
@@ -396,53 +330,3 @@ def _ask(client: DockerClient, main: Container, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and len(main.top().get("Processes") or ()) > _QUIET:
             time.sleep(0.05)
-
-
-def _overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> bytes:
-    """Return what is laid over the image before its first process: user, CAs, working directory."""
-    uid, gid = owners.sandbox
-    passwd, group = hostfiles.with_user(
-        _read(main, "/etc/passwd").decode(errors="replace"),
-        _read(main, "/etc/group").decode(errors="replace"),
-        uid,
-        gid,
-    )
-    bundle = _read(main, CA_BUNDLE).rstrip() + b"\n" + ca_pem.strip().encode() + b"\n"
-    files = {
-        "etc/passwd": passwd.encode(),
-        "etc/group": group.encode(),
-        CA_BUNDLE.lstrip("/"): bundle.lstrip(),
-        CA_EXTRA.lstrip("/"): ca_pem.encode(),
-    }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = working_dir.strip("/")
-        if folder and not folder.startswith(("workspace", "home/sandbox")):
-            info = tarfile.TarInfo(folder)
-            info.type, info.mode, info.uid, info.gid = tarfile.DIRTYPE, 0o755, uid, gid
-            archive.addfile(info)
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def _read(main: Container, path: str) -> bytes:
-    """Return a file of the image, links followed; empty when there is none."""
-    from docker.errors import NotFound
-
-    for _ in range(8):
-        try:
-            stream, stat = main.get_archive(path)
-        except NotFound:
-            return b""
-        target = str((stat or {}).get("linkTarget") or "")
-        if target:
-            path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120 - a path inside
-            continue
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-            member = archive.next()
-            content = archive.extractfile(member) if member is not None and member.isfile() else None
-            return content.read() if content is not None else b""
-    return b""
