@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +83,8 @@ class FakeControl:
 class Sandbox:
     """One local sandbox with the fake gate, and what its commands print."""
 
+    pod = POD
+
     def __init__(self, root: Path, *, plan: SandboxPlan | None = None, config: Config | None = None) -> None:
         self.root = root
         config = config or Config(home=root / "h", runtime_dir=root / "r")
@@ -114,9 +114,12 @@ class Sandbox:
         self.substrate.start(self.box)
         return self
 
-    def run(self, *argv: str, stdin: bytes = b"", env=None, cwd: str = "/", tty: bool = False, timeout: float = 30):
+    def run(
+        self, *argv: str, stdin: bytes = b"", env=None, cwd: str = "/", tty: bool = False, timeout: float = 30
+    ):
         """Run a command; returns (code, stdout, stderr)."""
-        return run_through(self.box.runtime_dir / "exec.sock", argv, stdin, env or {}, cwd, tty, timeout)
+        request = [str(self.box.runtime_dir / "exec.sock"), list(argv), env or {}, cwd, tty]
+        return run_through(request, stdin, timeout)
 
     def sh(self, script: str, **options) -> str:
         code, out, err = self.run("/bin/bash", "-c", script, **options)
@@ -140,7 +143,7 @@ class Sandbox:
         self.control.stop()
 
 
-def run_through(path, argv, stdin, env, cwd, tty, timeout):
+def run_through(request, stdin, timeout):
     """Run a command with its own pipes in a process of its own, as the command line does."""
     import subprocess
 
@@ -154,31 +157,13 @@ def run_through(path, argv, stdin, env, cwd, tty, timeout):
     import json
 
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([str(path), list(argv), env, cwd, tty])],
+        [sys.executable, "-c", code, json.dumps(request)],
         input=stdin,
         capture_output=True,
         timeout=timeout,
         check=False,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
-def eventually(condition, timeout: float = 10.0):
-    """Return the first true value of *condition*; fails after *timeout* seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")
@@ -221,7 +206,3 @@ def sandbox(need_sandboxes):
     finally:
         shared.destroy()
         shutil.rmtree(root)
-
-
-def is_root() -> bool:
-    return os.getuid() == 0

@@ -100,11 +100,17 @@ def test_working_directory_is_used(sandbox):
 
 
 def test_dev_stdout_can_be_opened(sandbox):
-    assert sandbox.sh("echo one > /dev/stdout; echo two | tee /dev/stderr > /dev/null; cat < /dev/stdin") == "one\n"
+    assert (
+        sandbox.sh("echo one > /dev/stdout; echo two | tee /dev/stderr > /dev/null; cat < /dev/stdin")
+        == "one\n"
+    )
 
 
 def test_commands_are_their_own_session_leaders(sandbox):
-    assert sandbox.python("import os; print(os.getsid(0) == os.getpid() or os.getsid(0) == os.getppid())") == "True"
+    assert (
+        sandbox.python("import os; print(os.getsid(0) == os.getpid() or os.getsid(0) == os.getppid())")
+        == "True"
+    )
 
 
 def test_default_signals_are_restored(sandbox):
@@ -166,7 +172,9 @@ def start_client(sandbox, *argv, tty=False, **streams):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_passed_on(sandbox, number):
     script = f"trap 'echo got; exit 42' {int(number)}; echo ready; while :; do sleep 0.05; done"
-    with start_client(sandbox, "/bin/sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as client:
+    with start_client(
+        sandbox, "/bin/sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as client:
         assert client.stdout.readline() == b"ready\n"
         client.send_signal(number)
         assert client.stdout.readline() == b"got\n"
@@ -175,7 +183,12 @@ def test_signals_are_passed_on(sandbox, number):
 
 def test_a_client_that_is_killed_takes_its_command_along(sandbox):
     with start_client(
-        sandbox, "/bin/sh", "-c", "echo ready; exec sleep 3333", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        sandbox,
+        "/bin/sh",
+        "-c",
+        "echo ready; exec sleep 3333",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     ) as client:
         assert client.stdout.readline() == b"ready\n"
         client.kill()

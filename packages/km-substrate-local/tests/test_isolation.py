@@ -35,7 +35,25 @@ def test_root_directories_hold_nothing_of_the_host(sandbox):
     assert sandbox.sh("ls -A /").split() == sorted(
         name
         for name in (
-            "bin dev etc home lib lib32 lib64 libx32 opt proc root run sbin tmp usr var workspace".split()
+            [
+                "bin",
+                "dev",
+                "etc",
+                "home",
+                "lib",
+                "lib32",
+                "lib64",
+                "libx32",
+                "opt",
+                "proc",
+                "root",
+                "run",
+                "sbin",
+                "tmp",
+                "usr",
+                "var",
+                "workspace",
+            ]
         )
         if name not in {"lib32", "lib64", "libx32"} or Path("/" + name).exists()
     )
@@ -64,7 +82,9 @@ def test_operators_files_and_credentials_are_not_there(sandbox, tmp_path):
 
 
 def test_no_file_inside_is_private_to_the_operator(sandbox):
-    out = sandbox.sh("find /etc /opt -type f -not -perm -o+r 2>&1; find /etc /opt -type d -not -perm -o+rx 2>&1; true")
+    out = sandbox.sh(
+        "find /etc /opt -type f -not -perm -o+r 2>&1; find /etc /opt -type d -not -perm -o+rx 2>&1; true"
+    )
     assert out == ""
 
 
@@ -76,7 +96,14 @@ def test_etc_is_generated(sandbox):
 
 
 def test_system_is_read_only_and_own_places_are_writable(sandbox):
-    for path in ("/usr/x", "/etc/x", "/x", "/opt/km/x", "/etc/ssl/certs/ca-certificates.crt", "/proc/sys/kernel/hostname"):
+    for path in (
+        "/usr/x",
+        "/etc/x",
+        "/x",
+        "/opt/km/x",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/proc/sys/kernel/hostname",
+    ):
         code, _, err = sandbox.run("/bin/sh", "-c", f"echo x > {path}")
         assert code != 0, path
         assert "Read-only" in err or "Permission denied" in err
@@ -114,7 +141,9 @@ def test_environment_is_the_documented_one(sandbox):
     assert env["NODE_EXTRA_CA_CERTS"] == "/etc/ssl/km-ca.pem"
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"):
         assert env[name] == bundle
-    assert not [name for name in env if "PROXY" in name.upper() or "TOKEN" in name or name in {"KM_HOME", "KM_POD"}]
+    assert not [
+        name for name in env if "PROXY" in name.upper() or "TOKEN" in name or name in {"KM_HOME", "KM_POD"}
+    ]
 
 
 def test_the_sandboxs_ca_is_among_the_system_ones(sandbox):
@@ -125,9 +154,10 @@ def test_the_sandboxs_ca_is_among_the_system_ones(sandbox):
     host = Path("/etc/ssl/certs/ca-certificates.crt")
     if host.exists():
         assert bundle.count("BEGIN CERTIFICATE") == host.read_text().count("BEGIN CERTIFICATE") + 1
-    assert sandbox.sh("readlink -f /etc/ssl/cert.pem /etc/pki/tls/certs/ca-bundle.crt").split() == [
-        "/etc/ssl/certs/ca-certificates.crt"
-    ] * 2
+    assert (
+        sandbox.sh("readlink -f /etc/ssl/cert.pem /etc/pki/tls/certs/ca-bundle.crt").split()
+        == ["/etc/ssl/certs/ca-certificates.crt"] * 2
+    )
 
 
 def test_the_token_is_nowhere_a_process_can_be_looked_at(sandbox):
@@ -144,7 +174,9 @@ def test_the_token_is_nowhere_a_process_can_be_looked_at(sandbox):
 
 
 def test_only_standard_descriptors_are_open(sandbox):
-    names = sandbox.python("import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:3], len(os.listdir('/proc/self/fd')))")
+    names = sandbox.python(
+        "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:3], len(os.listdir('/proc/self/fd')))"
+    )
     assert names == "[0, 1, 2] 4"  # the fourth is the directory being listed
 
 
@@ -188,7 +220,9 @@ def test_the_hosts_keyring_is_not_shared(make_sandbox):
     assert "_ses" in Path("/proc/keys").read_text()
 
 
-@pytest.mark.parametrize("command", [["unshare", "-U", "true"], ["unshare", "-n", "true"], ["unshare", "-m", "true"]])
+@pytest.mark.parametrize(
+    "command", [["unshare", "-U", "true"], ["unshare", "-n", "true"], ["unshare", "-m", "true"]]
+)
 def test_new_namespaces_are_refused(sandbox, command):
     assert sandbox.run(*command)[0] != 0
 
@@ -290,5 +324,7 @@ def test_a_thread_heavy_program_runs(sandbox):
 
 
 def test_terminals_can_be_made_inside(sandbox):
-    assert sandbox.python("import pty, os; m, s = pty.openpty(); print(os.ttyname(s).startswith('/dev/pts/'))") == "True"
-
+    assert (
+        sandbox.python("import pty, os; m, s = pty.openpty(); print(os.ttyname(s).startswith('/dev/pts/'))")
+        == "True"
+    )

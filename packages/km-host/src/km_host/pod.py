@@ -33,7 +33,7 @@ from km_host.pod_log import log
 from km_host.supervisor import Pod
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["ExecBackend", "GateHandle", "Listeners", "PodBackend", "PodContext", "load_backend", "main"]
@@ -84,20 +84,20 @@ def main(
         context = PodContext(
             inputs.id, plan, inputs.config, inputs.state_dir, inputs.runtime_dir, inputs.audit_dir
         )
-        with _lock(inputs.runtime_dir / LOCK):
+        _lock(inputs.runtime_dir / LOCK)
 
-            async def supervise() -> int:
-                pod = Pod(
-                    inputs,
-                    context,
-                    load(context),
-                    gate_timing=gate_timing,
-                    lifeline_timing=lifeline_timing,
-                    ensure=ensure,
-                )
-                return await pod.run(lambda: _answer({"ready": True, "pid": os.getpid()}))
+        async def supervise() -> int:
+            pod = Pod(
+                inputs,
+                context,
+                load(context),
+                gate_timing=gate_timing,
+                lifeline_timing=lifeline_timing,
+                ensure=ensure,
+            )
+            return await pod.run(lambda: _answer({"ready": True, "pid": os.getpid()}))
 
-            return asyncio.run(supervise())
+        return asyncio.run(supervise())
     except KmError as error:
         log("pod_failed", **error.to_dict())
         _answer({"error": error.to_dict()})
@@ -119,16 +119,13 @@ def _answer(message: dict[str, Any]) -> None:
     os.close(null)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> None:
+    """Take the sandbox's lock, held until this process has ended: who gets it next finds nothing of us."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GuardError("the sandbox has a supervisor already", where=str(path)) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
+        raise GuardError("the sandbox has a supervisor already", where=str(path)) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())

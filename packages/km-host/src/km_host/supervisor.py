@@ -15,7 +15,7 @@ from km_core.control.server import ControlServer
 from km_core.errors import GuardError, KmError
 from km_host.backend import ExecBackend
 from km_host.bootstrap import make_bootstrap
-from km_host.fds import peer_of
+from km_host.fds import peer_of, send_frame
 from km_host.gatekeeper import GATE_TIMING, GateKeeper, GateTiming
 from km_host.lifeline import ENSURE_COMMAND, LIFELINE_TIMING, Lifeline, LifelineTiming
 from km_host.pod_client import EXEC_SOCKET, SOCKET
@@ -64,6 +64,7 @@ class Pod:
         self._stop_timeout_s = STOP_TIMEOUT_S
         self._stopping, self._gone = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.Task[None]] = set()
         uids = {os.getuid(), 0}
         self._server = ControlServer(inputs.runtime_dir / SOCKET, self._ops(), uids=uids, log=log)
 
@@ -119,9 +120,8 @@ class Pod:
 
     async def _close(self) -> None:
         """Take everything down in an order that never leaves a workload without its gate's policy."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cancel(self._tasks)
+        # Clients are served to the last: a command that lost its reader could not end in order.
         with _logged("workload"):
             # What is frozen cannot be asked to end.
             await self._backend.kill(self._stop_timeout_s if self._state == "running" else 0.0)
@@ -132,6 +132,7 @@ class Pod:
             self._listeners.close()
         with _logged("substrate"):
             await self._backend.close()
+        await _cancel(self._clients)
         if self._state in {"running", "paused"}:
             self._lifeline.report_state("stopped", self._reason)
             await self._lifeline.flush(2.0)
@@ -201,14 +202,21 @@ class Pod:
                     connection.close()
                     continue
                 self._lifeline.report("activity", at=time.time())
-                self._spawn(self._one_exec(backend, connection))
+                client = loop.create_task(self._one_exec(backend, connection))
+                self._clients.add(client)
+                client.add_done_callback(self._clients.discard)
 
     async def _one_exec(self, backend: ExecBackend, connection: socket.socket) -> None:
         with connection:
             try:
                 await backend.serve_exec(connection)
-            except (OSError, KmError) as error:
+            except OSError as error:
                 log("exec_failed", why=str(error))
+            except KmError as error:
+                with contextlib.suppress(OSError):
+                    await send_frame(connection, {"error": error.to_dict()})
+            except Exception as error:  # noqa: BLE001 - one client's trouble is not the supervisor's
+                log("exec_failed", why=repr(error))
 
     # Operations of pod.sock (docs/internals.md).
 
@@ -268,6 +276,13 @@ class Pod:
         elif self._state != "running":
             raise GuardError(f"a {self._state} sandbox cannot be resumed", where=self._inputs.id)
         return {}
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    pending = tuple(tasks)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -245,6 +245,8 @@ class LocalPodBackend:
     async def serve_exec(self, connection: socket.socket) -> None:
         """Run one client's command inside."""
         if self._init is None or self._ids is None:
+            # Read first: closing on unread data would be a reset, and the client would see no reason.
+            await receive_frame(connection)
             raise ProvisionError("the sandbox has not been started", where=self._context.id)
         await exec_channel.serve(connection, self._init, (self._ids.uid, self._ids.gid))
 
