@@ -21,7 +21,7 @@ from km_core.policy import INSIDE_NAME, canonical_name, parse_authority
 from km_core.types import Verdict
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.dial import DialDenied, DialError
-from km_net_proxy.http.head import MAX_HEAD, parse_request
+from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_request
 from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
 from km_net_proxy.http.peek import peek, peek_hello
 from km_net_proxy.http.refusal import ACCESS_DENIED, blocked_page, json_error, printable, response
@@ -411,7 +411,7 @@ class Dispatcher:
     async def _explicit(self, connection: Connection, sock: socket.socket) -> None:
         """Serve a client that talks to the gate as a proxy; CONNECT leads to the transparent path."""
         head = await peek(sock)
-        while head.startswith(b"CONNECT ") and b"\r\n\r\n" not in head and len(head) <= MAX_HEAD:
+        while head.startswith(b"CONNECT ") and _incomplete(head):
             more = await peek(sock, len(head) + 1)
             if len(more) == len(head):
                 return
@@ -476,6 +476,17 @@ class Dispatcher:
         connection.extend(IDLE_TIMEOUT_S)
         reader, writer = await asyncio.open_connection(sock=take(sock))
         await dns.handle_tcp(reader, writer)
+
+
+def _incomplete(head: bytes) -> bool:
+    """Say whether more bytes may still make *head* a well-formed request head."""
+    if b"\r\n\r\n" in head or len(head) > MAX_HEAD:
+        return False
+    try:
+        check_partial(head)
+    except HeadError:
+        return False
+    return True
 
 
 def finish(stream: Stream) -> None:

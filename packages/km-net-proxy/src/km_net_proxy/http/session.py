@@ -310,7 +310,7 @@ class Session:
             return False
         if started:
             # An orderly end would make a cut-off body look whole.
-            self.client.abort()
+            self.client.reset()
             return False
         raise RequestRefused.error(502, "upstream_lost", str(error))
 

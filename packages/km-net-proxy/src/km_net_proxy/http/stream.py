@@ -8,6 +8,9 @@ connection holds less than a megabyte however slow its reader is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import TYPE_CHECKING, cast
 
 from km_net_proxy.http.head import MAX_HEAD, HeadError
@@ -194,4 +197,13 @@ class Stream(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection now."""
         if self._transport is not None and not self.lost:
+            self._transport.abort()
+
+    def reset(self) -> None:
+        """Drop the connection so that the other side cannot take it for an orderly end."""
+        if self._transport is not None and not self.lost:
+            sock = self._transport.get_extra_info("socket")
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()

@@ -233,11 +233,13 @@ async def _plain(dialled: Dialled, key: Key) -> Upstream:
 async def attach(sock: socket.socket, context: ssl.SSLContext | None = None) -> Stream:
     """Give an accepted or connected socket to the event loop; *context* makes it the TLS server."""
     loop = asyncio.get_running_loop()
+    # Kept by ourselves: with TLS uvloop returns its own protocol object instead of the factory's.
+    stream = Stream()
     if context is None:
-        _, stream = await loop.connect_accepted_socket(Stream, sock)
+        await loop.connect_accepted_socket(lambda: stream, sock)
     else:
-        _, stream = await loop.connect_accepted_socket(
-            Stream, sock, ssl=context, ssl_handshake_timeout=_HANDSHAKE_S, ssl_shutdown_timeout=1.0
+        await loop.connect_accepted_socket(
+            lambda: stream, sock, ssl=context, ssl_handshake_timeout=_HANDSHAKE_S, ssl_shutdown_timeout=1.0
         )
     return stream
 
