@@ -152,7 +152,7 @@ class FakeKmd:
     def do_secret_for(self, names):
         return {name: self.secrets[name] for name in names if name in self.secrets}
 
-    def do_audit_head(self, writer, seq, hash):
+    def do_audit_head(self, **head):
         return {}
 
     def do_activity(self, at):
@@ -460,9 +460,9 @@ class Rig:
         lines = (self.directory / "audit" / "gate.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
-    async def settled(self, count, timeout=5.0):
+    async def settled(self, count, within=5.0):
         """Wait until the ledger has *count* settlements or releases."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + within
         while len(self.kmd.settled) + len(self.kmd.released) < count:
             assert time.monotonic() < end, (self.kmd.settled, self.kmd.released)
             await asyncio.sleep(0.01)

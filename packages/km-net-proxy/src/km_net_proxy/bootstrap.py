@@ -18,12 +18,11 @@ from attrs import frozen
 from km_core.errors import KmError
 from km_core.plan import SandboxPlan
 from km_host.inside import frames
+from km_host.listeners import netns_cookie
 from km_net_proxy.http.dial import Override
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_SO_NETNS_COOKIE = 71
 
 
 class BootstrapError(KmError):
@@ -154,17 +153,13 @@ def check_listeners(tcp: socket.socket, dns: socket.socket) -> None:
         if not tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise BootstrapError("the TCP socket does not listen")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mine:
-            cookies = [_cookie(sock) for sock in (tcp, dns, mine)]
+            cookies = [netns_cookie(sock) for sock in (tcp, dns, mine)]
     except OSError as error:
         raise BootstrapError("the listeners cannot be checked", why=str(error)) from error
     if cookies[0] != cookies[1]:
         raise BootstrapError("the listeners are of two network namespaces")
     if cookies[0] == cookies[2]:
         raise BootstrapError("the listeners are of the gate's own network namespace")
-
-
-def _cookie(sock: socket.socket) -> bytes:
-    return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
 
 def open_channel(arguments: list[str]) -> socket.socket:

@@ -38,6 +38,7 @@ class Stream(asyncio.Protocol):
         "_drained",
         "_more",
         "_paused",
+        "_tls",
         "_transport",
         "_writable",
         "ended",
@@ -52,6 +53,7 @@ class Stream(asyncio.Protocol):
         self._more: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._paused = False
+        self._tls = False
         self._writable = True
         self.ended = False
         self.lost = False
@@ -62,6 +64,7 @@ class Stream(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._tls = transport.get_extra_info("sslcontext") is not None
 
     def data_received(self, data: bytes) -> None:
         """Keep bytes for the reader, pausing the transport when there are too many."""
@@ -72,10 +75,10 @@ class Stream(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
-        """Note the end; the sending direction stays open."""
+        """Note the end; without TLS, which has no half-closed state, the sending direction stays open."""
         self.ended = True
         self._wake()
-        return True
+        return not self._tls
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the loss and wake whoever waits."""
