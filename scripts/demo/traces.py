@@ -2,11 +2,13 @@
 What a sandbox has on the host: processes, namespaces, control groups, mounts, containers.
 
 `Traces.note` writes down what there is while the sandbox runs; `Traces.left` says what of it is still
-there afterwards.  Only the sandbox's own things are looked at, so that a busy machine does not disturb.
+there afterwards.  Only the sandbox's own things are looked at, so that a busy machine does not disturb; the
+noted namespaces are kept open, so that the kernel gives their numbers to nobody else in between.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -36,6 +38,7 @@ class Traces:
     _namespaces: set[str] = field(factory=set)
     _cgroups: set[Path] = field(factory=set)
     _ids: set[str] = field(factory=set)
+    _held: list[int] = field(factory=list)
 
     @property
     def size(self) -> str:
@@ -54,21 +57,40 @@ class Traces:
         marks = (sandbox_id, *containers)
         for pid, start in family.items():
             self._processes[pid] = start
-            self._namespaces |= {_namespace(pid, kind) for kind in _NAMESPACES} - own - {""}
+            for kind in _NAMESPACES:
+                self._hold(pid, kind, own)
             self._cgroups |= {path for path in _cgroups(pid) if any(mark in str(path) for mark in marks)}
 
-    def left(self, wait_s: float = 5.0) -> list[str]:
-        """Return what is still there, one finding a line; waits *wait_s* for processes to end."""
+    def left(self, wait_s: float = 5.0, *, spare: int = 0) -> list[str]:
+        """
+        Return what is still there, one finding a line; waits *wait_s* for processes to end.
+
+        Process *spare* may stay: the control plane, when other sandboxes go on.
+        """
+        self._processes.pop(spare, None)
         deadline = time.monotonic() + wait_s
-        while (found := self._left()) and time.monotonic() < deadline:
+        while (found := self._left(spare)) and time.monotonic() < deadline:
             time.sleep(0.1)
+        for descriptor in self._held:
+            os.close(descriptor)
+        self._held.clear()
+        self._namespaces.clear()
         return found
 
-    def _left(self) -> list[str]:
+    def _hold(self, pid: int, kind: str, own: set[str]) -> None:
+        name = _namespace(pid, kind)
+        if name in own | self._namespaces:
+            return
+        with contextlib.suppress(OSError):
+            descriptor = os.open(_PROC / str(pid) / "ns" / kind, os.O_RDONLY | os.O_CLOEXEC)
+            self._held.append(descriptor)
+            self._namespaces.add(f"{kind}:[{os.fstat(descriptor).st_ino}]")
+
+    def _left(self, spare: int) -> list[str]:
         found = [
             f"process {pid}: {_command(pid)}"
             for pid, start in {**self._processes, **self._family()}.items()
-            if _start(pid) == start
+            if _start(pid) == start and pid != spare
         ]
         for pid in _pids():
             held = {_namespace(pid, kind) for kind in _NAMESPACES} & self._namespaces

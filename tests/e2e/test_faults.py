@@ -126,11 +126,8 @@ def test_a_killed_supervisor_takes_gate_and_workload_with_it_and_the_sandbox_com
     while not gone(before["gate"]):
         assert time.monotonic() < deadline, "the gate outlives its supervisor"
         time.sleep(0.02)
-    status = box.wait(
-        "recovery",
-        lambda s: s["state"] == "running" and s["runtime"].get("pod", {}).get("pid") != before["pod"],
-    )
-    assert "recover" in (status["reason"] or ""), status
+    status = box.wait("recovery", lambda s: s["state"] == "running" and "recovered" in (s["reason"] or ""))
+    assert pids(status)["pod"] != before["pod"]
     assert status["restarts"] == 1
     recovers(box, world)
 
@@ -190,16 +187,20 @@ def test_the_time_to_live_holds_while_the_control_plane_is_dead(
     fresh: Callable[..., Sandbox], world: World
 ) -> None:
     """kmd is stopped (not killed, so nobody starts another): the gate cuts everything at the deadline."""
-    box = fresh("--ttl", "8s", "--idle", "7s")
-    deadline = time.monotonic() + 8
-    before = pids(box.status())
+    lives_s = 12
+    box = fresh("--ttl", f"{lives_s}s", "--idle", f"{lives_s - 1}s")
+    deadline = time.time() + lives_s
+    load = LoadInside(box, world)
     daemon = world.pid("kmd")
     os.kill(daemon, signal.SIGSTOP)
     try:
-        load = LoadInside(box, world, before["pod"])
-        while time.monotonic() < deadline + 2:
-            time.sleep(0.1)
-        assert load.arrived_after(time.time() - 1, world) == []
+        stopped = time.time()
+        assert stopped < deadline - 2, "this machine is too slow for the test"
+        time.sleep(deadline + 2 - stopped)
+        assert load.arrived_after(stopped, world), (
+            "the load ended with the control plane, not at the deadline"
+        )
+        assert load.arrived_after(deadline + 0.5, world) == []
     finally:
         os.kill(daemon, signal.SIGCONT)
     end = time.monotonic() + 30
@@ -213,7 +214,7 @@ def test_without_a_lease_new_connections_are_refused_within_a_minute(
     fresh: Callable[..., Sandbox], world: World
 ) -> None:
     box = fresh()
-    load = LoadInside(box, world, pids(box.status())["pod"])
+    load = LoadInside(box, world)
     daemon = world.pid("kmd")
     os.kill(daemon, signal.SIGSTOP)
     try:
@@ -227,7 +228,7 @@ def test_without_a_lease_new_connections_are_refused_within_a_minute(
 class LoadInside:
     """A loop inside that asks for a fresh path of the allowed host every 0.2 s, without using km."""
 
-    def __init__(self, box: Sandbox, world: World, _pod: int) -> None:
+    def __init__(self, box: Sandbox, world: World) -> None:
         self.mark = secrets.token_hex(6)
         box.put("origin-ca.pem", world.authority.ca_pem.decode())
         loop = (

@@ -24,7 +24,7 @@ def broken(world: World) -> Path:
 
 def nothing_was_made(world: World) -> None:
     assert world.km("list", "--json").json() == []
-    assert list((world.home / "sandboxes").glob("*")) == []
+    assert list((world.home / "sandboxes").glob("[!.]*")) == []
 
 
 def test_a_profile_error_names_file_line_column_path_reason_and_hint(world: World, broken: Path) -> None:
