@@ -74,7 +74,10 @@ def _money(facts: Facts) -> list[str]:
 
 def _evidence(facts: Facts) -> list[str]:
     data = facts.audit
-    return [f"audit chains {'verified' if data.get('ok') else 'BROKEN'}", *map(str, data.get("lines", []))]
+    records = data.get("records", {})
+    counts = ", ".join(f"{count} by {writer}" for writer, count in records.items())
+    word = "verified" if data.get("ok") else "BROKEN"
+    return [f"audit chains {word}: {counts} records, {data.get('checkpoints', 0)} signed checkpoints"]
 
 
 def _checks(facts: Facts) -> list[str]:

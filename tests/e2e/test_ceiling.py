@@ -130,14 +130,14 @@ def test_a_top_up_lets_calls_through_again(fresh: Callable[..., Sandbox], world:
 
 
 def test_a_call_that_does_not_fit_is_clamped_not_refused(fresh: Callable[..., Sandbox], world: World) -> None:
-    """$0.012 buys 800 output tokens at most; 4000 are asked for."""
-    box = fresh(ai=0.012)
+    """$0.02 buys 1333 output tokens at most; 4000 are asked for."""
+    box = fresh(ai=0.02)
     since = len(world.ai.calls)
     (result,) = calls(box, 1, limit=4000, kind="plain")
     assert result["status"] == 200, result
     assert result["clamped"]
-    assert 512 <= world.ai.calls[since].request["max_tokens"] < 800
-    assert settled(box)["spent_nusd"] <= 12_000_000
+    assert 512 <= world.ai.calls[since].request["max_tokens"] < 1333
+    assert settled(box)["spent_nusd"] <= 20_000_000
 
 
 def test_without_a_ceiling_spend_is_still_counted(fresh: Callable[..., Sandbox], world: World) -> None:
