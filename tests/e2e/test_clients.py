@@ -114,7 +114,8 @@ def test_git_is_refused_where_the_profile_does_not_allow_it(box: Sandbox) -> Non
 
 def test_pip_installs_from_the_operators_index(box: Sandbox) -> None:
     box.run("python3", "-m", "venv", "venv").assert_ok()
-    box.run("venv/bin/pip", "--cert", "all.pem", "install", "-q", "km-greeting").assert_ok()
+    trust = "REQUESTS_CA_BUNDLE=/workspace/all.pem"
+    box.run("env", trust, "venv/bin/pip", "install", "-q", "km-greeting").assert_ok()
     outcome = box.run("venv/bin/python", "-c", "import km_greeting; print(km_greeting.TEXT)").assert_ok()
     assert outcome.stdout == "hello from the index\n"
 
