@@ -77,6 +77,8 @@ def test_pause_stops_time_and_resume_goes_on(make_sandbox):
     time.sleep(0.3)
     assert beat.stat().st_size == before
     assert sandbox.status()["state"] == "paused"
+    code, _, err = sandbox.run("/bin/true")
+    assert (code, "a paused sandbox runs no commands" in err) == (250, True)
     sandbox.substrate.resume(sandbox.box)
     sandbox.substrate.resume(sandbox.box)
     time.sleep(0.3)

@@ -91,6 +91,8 @@ class InitChannel:
         Raises:
             ProvisionError: it cannot be started, or the sandbox has ended.
         """
+        if self._reader.done():
+            raise ProvisionError("the sandbox has ended")
         self._next += 1
         command = Command(self._next)
         self._commands[command.number] = command
@@ -130,7 +132,7 @@ class InitChannel:
                 received := await receive_frame(self._sock, max_descriptors=1, limit=MAX_REPLY)
             ) is not None:
                 self._take(*received)
-        except (frames.FrameError, OSError, TypeError, ValueError) as error:
+        except (frames.FrameError, KmError, OSError, TypeError, ValueError) as error:
             reason = str(error)
         self._fail("the sandbox has ended")
         self._broken(reason)

@@ -15,8 +15,9 @@ from km_core.control.server import ControlServer
 from km_core.errors import GuardError, KmError
 from km_host.backend import ExecBackend
 from km_host.bootstrap import make_bootstrap
-from km_host.fds import peer_of, send_frame
+from km_host.fds import peer_of, receive_frame, send_frame
 from km_host.gatekeeper import GATE_TIMING, GateKeeper, GateTiming
+from km_host.inside.frames import FrameError
 from km_host.lifeline import ENSURE_COMMAND, LIFELINE_TIMING, Lifeline, LifelineTiming
 from km_host.pod_client import EXEC_SOCKET, SOCKET
 from km_host.pod_log import log
@@ -209,8 +210,14 @@ class Pod:
     async def _one_exec(self, backend: ExecBackend, connection: socket.socket) -> None:
         with connection:
             try:
+                if self._state in {"paused", "frozen"}:
+                    # Read first: closing on unread data would be a reset, and the client would see no reason.
+                    await receive_frame(connection)
+                    raise GuardError(
+                        f"a {self._state} sandbox runs no commands", hint="km resume brings it back"
+                    )
                 await backend.serve_exec(connection)
-            except OSError as error:
+            except (OSError, FrameError) as error:
                 log("exec_failed", why=str(error))
             except KmError as error:
                 with contextlib.suppress(OSError):

@@ -55,7 +55,7 @@ def host_ids(state_dir: Path) -> HostIds:
     if os.getuid() != 0:
         return HostIds(os.getuid(), os.getgid())
     path = state_dir / "rootfs" / FILE
-    with _locked(state_dir.parent / ".host-uids.lock"):
+    with _locked(state_dir.parent.parent / "host-uids.lock"):
         stored = _stored(path)
         if stored is None:
             taken = {
