@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import time
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -119,13 +120,22 @@ def _answer(message: dict[str, Any]) -> None:
     os.close(null)
 
 
+_LOCK_TRIES = 10
+_LOCK_PAUSE_S = 0.02
+
+
 def _lock(path: Path) -> None:
     """Take the sandbox's lock, held until this process has ended: who gets it next finds nothing of us."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    # kmd and clients look whether the lock is free by taking it shared for a moment.
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+    else:
         os.close(descriptor)
-        raise GuardError("the sandbox has a supervisor already", where=str(path)) from error
+        raise GuardError("the sandbox has a supervisor already", where=str(path))
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from km_core.errors import KmError, PlanError, ProvisionError
+from km_core.errors import GuardError, KmError, PlanError
 from km_core.lifecycle.files import make_private_dir, remove_tree, write_private
+from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.journal import Journal, Step, nothing
 from km_core.lifecycle.workload import run_init_commands, write_config_files
 from km_core.types import SandboxRecord, SandboxState, new_sandbox_id
@@ -33,6 +34,12 @@ def process_mark(pid: int) -> str:
     except OSError:
         return ""
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+
+
+def creator_lives(mark: str) -> bool:
+    """Say whether the process of a `process_mark` lives and is not this one."""
+    pid = mark.partition(":")[0]
+    return pid.isdigit() and int(pid) != os.getpid() and process_mark(int(pid)) == mark
 
 
 def create_sandbox(
@@ -60,8 +67,8 @@ def create_sandbox(
             why="; ".join(f"{p.path}: {p.message}" for p in problems[1:]),
             hint=first.hint,
         )
-    record = _new_record(session, plan, alias)
     control = session.control
+    record = _new_record(plan, alias)
     journal = Journal(control, record.id, on_step)
     state_dir = session.config.sandbox_dir(record.id)
     boxes: list[Box] = []
@@ -97,28 +104,38 @@ def create_sandbox(
     def tear_down() -> None:
         substrate.destroy(session.box(record, plan=plan))
 
+    recorded = started = False
+
+    def start() -> None:
+        nonlocal started
+        started = True
+        substrate.start(boxes[0])
+
     steps = [
         Step("files", files, lambda: remove_tree(state_dir), "state directory"),
         Step("budget", budget, nothing, "budget"),
         Step("prepare", prepare, tear_down, "namespace, listeners and gate"),
-        Step("start", lambda: substrate.start(boxes[0]), tear_down, "first process"),
+        Step("start", start, tear_down, "first process"),
         Step("init", lambda: run_init_commands(substrate, boxes[0]), nothing, "initCommands"),
         Step("config", lambda: write_config_files(substrate, boxes[0]), nothing, "configFiles"),
         Step("ready", lambda: _mark_running(session, record, substrate.status(boxes[0])), nothing, "record"),
     ]
     try:
+        record = SandboxRecord.from_wire(control.call("sandbox.create", record=record.to_wire()))
+        recorded = True
         journal.run(steps)
     except BaseException as error:
-        if not (isinstance(error, ProvisionError) and error.hint == "run km reconcile"):
-            _forget(session, record.id)
+        # Cut off before the answer: the record may be there.  A guard's refusal says that it is not ours.
+        if journal.rolled_back or not (recorded or isinstance(error, GuardError)):
+            forget_sandbox(session, record.id, ran=started)
         raise
     return session.record(record.id)
 
 
-def _new_record(session: Session, plan: SandboxPlan, alias: str) -> SandboxRecord:
+def _new_record(plan: SandboxPlan, alias: str) -> SandboxRecord:
     now = time.time()
     ttl, longest = plan.lifecycle.ttl_s, plan.lifecycle.max_lifetime_s
-    record = SandboxRecord(
+    return SandboxRecord(
         id=new_sandbox_id(plan.prefix),
         profile=plan.profile,
         substrate=plan.substrate,
@@ -135,7 +152,6 @@ def _new_record(session: Session, plan: SandboxPlan, alias: str) -> SandboxRecor
         resources={"creator": process_mark(os.getpid())},
         plan_digest=plan.digest(),
     )
-    return SandboxRecord.from_wire(session.control.call("sandbox.create", record=record.to_wire()))
 
 
 def _mark_running(session: Session, record: SandboxRecord, status: dict[str, object]) -> None:
@@ -151,12 +167,30 @@ def _mark_running(session: Session, record: SandboxRecord, status: dict[str, obj
     )
 
 
-def _forget(session: Session, sandbox_id: str) -> None:
-    try:
-        session.control.call("sandbox.delete", id=sandbox_id)
-    except KmError:
-        # The record stays in state "creating" with a dead creator; km reconcile removes it.
-        return
-    remove_tree(session.config.sandbox_runtime_dir(sandbox_id))
-    # Nothing of it ever ran, so there is no evidence to keep.
+def never_ran(session: Session, sandbox_id: str) -> bool:
+    """Say whether creation ended before the workload's first process was to start."""
+    steps = session.control.call("journal.list", id=sandbox_id)
+    return all(step["step"] in {"files", "budget", "prepare"} for step in steps)
+
+
+def forget_sandbox(session: Session, sandbox_id: str, *, ran: bool = True) -> None:
+    """
+    Remove the record of a sandbox that was rolled back; without *ran* its audit chains too.
+
+    A record that cannot be removed stays in state ``creating`` with a dead creator, which
+    ``km reconcile`` removes.
+    """
+    with undisturbed(CLEANING):
+        try:
+            session.control.call("sandbox.delete", id=sandbox_id)
+            remove_tree(session.config.sandbox_runtime_dir(sandbox_id))
+            if not ran:
+                remove_audit(session, sandbox_id)
+        except KmError:
+            return
+
+
+def remove_audit(session: Session, sandbox_id: str) -> None:
+    """Remove a destroyed sandbox's audit chains; that they were removed is recorded in the host's chain."""
+    session.control.call("audit.purge", id=sandbox_id)
     remove_tree(session.config.audit_dir(sandbox_id))

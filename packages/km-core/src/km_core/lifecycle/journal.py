@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from km_core.errors import KmError, ProvisionError
+from km_core.errors import ProvisionError
+from km_core.lifecycle.interrupts import CLEANING, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,13 +52,16 @@ class Journal:
     sandbox_id: str
     on_step: Callable[[str, str], None] = field(default=lambda _title, _state: None)
     _done: list[Step] = field(factory=list)
+    rolled_back: bool = False
+    """Whether everything that was begun has been undone; False while nothing had to be."""
 
     def run(self, steps: Sequence[Step]) -> None:
         """
         Run *steps* in order.
 
-        Any failure, a signal included, undoes what was begun, in reverse, and is raised again; undo
-        failures are reported inside it and leave the journal for `km reconcile`.
+        Any failure, a signal included, undoes what was begun, in reverse, and is raised again.  A step
+        that cannot be undone ends that: the steps before it hold what a second attempt needs, and their
+        entries stay in the journal for `km reconcile`.
         """
         try:
             for index, step in enumerate(steps):
@@ -68,6 +72,7 @@ class Journal:
 
     def _one(self, index: int, step: Step) -> None:
         self.control.call("journal.begin", id=self.sandbox_id, step=step.name, index=index)
+        # Nothing has acted yet: an interrupt before this line leaves nothing to undo.
         self._done.append(step)
         self.on_step(step.title or step.name, "begin")
         _fault(step.name, "before")
@@ -77,21 +82,21 @@ class Journal:
         self.on_step(step.title or step.name, "done")
 
     def _roll_back(self, cause: BaseException) -> None:
-        failures = []
-        for step in reversed(self._done):
-            try:
-                step.undo()
-                self.control.call("journal.undone", id=self.sandbox_id, step=step.name)
-            except KmError as error:
-                failures.append(f"{step.name}: {error}")
-        self._done.clear()
-        if failures:
-            raise ProvisionError(
-                "the operation failed and could not be rolled back completely",
-                where=self.sandbox_id,
-                why=f"{cause}; then {'; '.join(failures)}",
-                hint="run km reconcile",
-            ) from cause
+        with undisturbed(CLEANING):
+            while self._done:
+                step = self._done[-1]
+                try:
+                    step.undo()
+                    self.control.call("journal.undone", id=self.sandbox_id, step=step.name)
+                except Exception as error:
+                    raise ProvisionError(
+                        "the operation failed and could not be rolled back completely",
+                        where=self.sandbox_id,
+                        why=f"{str(cause) or type(cause).__name__}; then undoing {step.name}: {error}",
+                        hint="run km reconcile",
+                    ) from cause
+                self._done.pop()
+            self.rolled_back = True
 
 
 def _fault(step: str, moment: str) -> None:

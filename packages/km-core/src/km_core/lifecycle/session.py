@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from km_core.control.substrate import Box
-from km_core.errors import NotFoundError, PlanError
+from km_core.errors import GuardError, KmError, NotFoundError, PlanError
 from km_core.plan import SandboxPlan
 from km_core.types import SandboxRecord
 
@@ -81,21 +81,38 @@ class Session:
         """
         Return the stored plan of a sandbox.
 
-        A sandbox whose creation broke off before its plan was written gets an empty one, which is
-        enough to remove what it left.
+        Raises:
+            PlanError: there is none, or it cannot be read.
+            GuardError: it is not the plan that the sandbox was made with.
         """
         path = self.config.sandbox_dir(record.id) / "plan.json"
         try:
-            return SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            plan = SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            raise PlanError("the stored plan cannot be read", where=str(path), why=str(error)) from error
+        if record.plan_digest and plan.digest() != record.plan_digest:
+            raise GuardError(
+                "the stored plan is not the one the sandbox was made with",
+                where=str(path),
+                hint="destroy the sandbox and create it again",
+            )
+        return plan
+
+    def plan_for_removal(self, record: SandboxRecord) -> SandboxPlan:
+        """
+        Return the stored plan, or an empty one where it is missing, damaged or another.
+
+        What a sandbox left is found by its id: a plan that cannot be read must not keep it alive.
+        """
+        try:
+            return self.plan(record)
+        except KmError:
             return SandboxPlan(
                 profile=record.profile,
                 profile_digest="",
                 prefix=record.id.partition("-")[0],
                 substrate=record.substrate,
             )
-        except ValueError as error:
-            raise PlanError("the stored plan is damaged", where=str(path), why=str(error)) from error
 
     def box(self, record: SandboxRecord, *, plan: SandboxPlan | None = None, with_token: bool = False) -> Box:
         """
