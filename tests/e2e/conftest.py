@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from standins.hostnet import own_network
+from standins.hostnet import engines_network, own_network
 from standins.world import KEYS, Sandbox, World, new_world
 
 if TYPE_CHECKING:
@@ -48,15 +48,18 @@ def substrate(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def network(substrate: str) -> Iterator[bool]:
     """
-    True when the test lives in a network of its own (see `standins.hostnet`).
+    True when the test lives in a network that only plays the host (see `standins.hostnet`).
 
-    A Docker engine dials from the machine's own network, so its tests stay there.
+    A Docker gate dials from its engine's network: the tests join it where it is not the machine's own
+    (``scripts/test`` starts its engine that way), else they stay in the machine's.
     """
     if substrate == "docker":
-        yield False
-        return
-    with own_network() as own:
-        yield own
+        socket_path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+        with engines_network(socket_path) as own:
+            yield own
+    else:
+        with own_network() as own:
+            yield own
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -36,23 +38,58 @@ ADDRESSES = (
 
 @contextlib.contextmanager
 def own_network() -> Iterator[bool]:
-    """Enter a namespace with `ADDRESSES` on its loopback; False where that is not permitted."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    """Enter a new namespace with `ADDRESSES` on its loopback; False where that is not permitted."""
+    with _return_to_own() as libc:
         if libc.unshare(_CLONE_NEWNET) != 0:
             yield False
             return
+        _add_addresses()
+        yield True
+
+
+@contextlib.contextmanager
+def engines_network(socket_path: str) -> Iterator[bool]:
+    """
+    Enter the namespace of the Docker engine behind *socket_path*, with `ADDRESSES` on its loopback.
+
+    False, and nothing is changed, where the engine lives in this process's own namespace: a machine's
+    addresses are left alone.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(socket_path)
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid = struct.unpack("3i", credentials)[0]
+    if os.geteuid() != 0 or os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        yield False
+        return
+    with _return_to_own() as libc:
+        target = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _run("link", "set", "lo", "up")
-            for address in ADDRESSES:
-                _run("addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
-            yield True
-        finally:
-            if libc.setns(before, _CLONE_NEWNET) != 0:
+            if libc.setns(target, _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), "setns")
+        finally:
+            os.close(target)
+        _add_addresses()
+        yield True
+
+
+@contextlib.contextmanager
+def _return_to_own() -> Iterator[ctypes.CDLL]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield libc
     finally:
+        code = libc.setns(before, _CLONE_NEWNET) if os.geteuid() == 0 else 0
         os.close(before)
+        if code != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def _add_addresses() -> None:
+    _run("link", "set", "lo", "up")
+    for address in ADDRESSES:
+        _run("addr", "replace", address, "dev", "lo", *(["nodad"] if ":" in address else []))
 
 
 def _run(*arguments: str) -> None:
