@@ -455,3 +455,119 @@ def test_more_connections_than_slots_are_reset_and_the_gate_goes_on():
             writer.close()
 
     run(main)
+
+
+def test_a_split_client_hello_on_another_port_is_judged_whole():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact", (8443,))]) as rig:
+            server = await rig.serve(WEB, ok())
+            await rig.up()
+            for name, passes in ((WEB, True), ("other.test", False)):
+                context = ssl.create_default_context(cadata=rig.pki.pem)
+                incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+                with pytest.raises(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 8443))
+                data = outgoing.read()
+                for at in range(0, len(data), 50):
+                    writer.write(data[at : at + 50])
+                    await asyncio.sleep(0.002)
+                received = b""
+                with contextlib.suppress(ConnectionError):
+                    received = await asyncio.wait_for(reader.read(100), 5)
+                assert bool(received) is passes
+                writer.close()
+            assert not server.requests
+
+    run(main)
+
+
+def test_dns_over_tcp_gets_the_filters_answers():
+    async def main():
+        async with Rig() as rig:
+            await rig.up()
+            rig.gate._parts.dns.open = True
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front("192.0.2.53", 53))
+            question = b"\x06denied\x04test\0\0\x01\0\x01"
+            query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0" + question
+            for _ in range(2):
+                writer.write(len(query).to_bytes(2, "big") + query)
+                size = int.from_bytes(await reader.readexactly(2), "big")
+                reply = await reader.readexactly(size)
+                assert reply[:2] == b"\x12\x34"
+                assert reply[3] & 0x0F == 3
+            writer.close()
+
+    run(main)
+
+
+def test_the_operators_own_proxy_carries_tunnels_and_requests():
+    async def main():
+        async with Rig() as rig:
+            asked = []
+
+            async def proxy(reader, writer):
+                head = await reader.readuntil(b"\r\n\r\n")
+                asked.append(head)
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                request = await reader.readuntil(b"\r\n\r\n")
+                asked.append(request)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nvia")
+                await writer.drain()
+                await reader.read()
+                writer.close()
+
+            server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+            await rig.up()
+            from urllib.parse import urlsplit
+
+            port = server.sockets[0].getsockname()[1]
+            rig.gate.context.dialer._proxy = urlsplit(f"http://me:pass%20word@127.0.0.1:{port}")
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 80))
+            writer.write(b"GET /x HTTP/1.1\r\nHost: web.test\r\n\r\n")
+            assert (await answer(reader))[::2] == (200, b"via")
+            assert asked[0].startswith(b"CONNECT web.test:80 HTTP/1.1\r\n")
+            assert b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk" in asked[0]
+            assert b"GET /x HTTP/1.1" in asked[1]
+            assert b"Proxy-Authorization" not in asked[1]
+            writer.close()
+            server.close()
+
+    run(main)
+
+
+def test_running_out_of_descriptors_refuses_and_recovers():
+    import resource
+
+    async def main():
+        async with Rig() as rig:
+            await rig.serve(WEB, ok(), tls=False)
+            await rig.up()
+            front = rig.front(WEB, 80)
+            listener = rig.fronts[-1][0]
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            client = socket.socket()
+            filler = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.append(os.open(os.devnull, os.O_RDONLY))
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(("127.0.0.1", front))
+                await asyncio.sleep(0.3)
+                assert listener.refused >= 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for descriptor in filler:
+                    os.close(descriptor)
+                client.close()
+            await asyncio.sleep(0.2)
+            reader, writer = await asyncio.open_connection("127.0.0.1", front)
+            writer.write(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+            assert (await answer(reader))[0] == 200
+            writer.close()
+
+    run(main)

@@ -43,6 +43,7 @@ def make_bootstrap(
         "upstream_proxy": config.upstream_proxy,
         "private_hosts": [list(pair) for pair in config.private_hosts],
         "prices": _prices(context),
+        "openai_compatible_hosts": list(config.openai_compatible_hosts),
         "alias": alias,
     }
 

@@ -49,6 +49,7 @@ class Bootstrap:
         upstream_proxy: the operator's own proxy, or empty.
         private_hosts: ``(host, CIDR)`` exceptions.
         prices: overlay of the price table.
+        openai_compatible_hosts: hosts metered in OpenAI's shapes besides its own.
         alias: how the operator calls the sandbox.
     """
 
@@ -65,6 +66,7 @@ class Bootstrap:
     private_hosts: tuple[tuple[str, str], ...]
     prices: Mapping[str, Any]
     alias: str
+    openai_compatible_hosts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Bootstrap({self.sandbox_id})"
@@ -127,6 +129,7 @@ def parse(data: Mapping[str, Any]) -> Bootstrap:
             private_hosts=tuple((_text(host), _text(cidr)) for host, cidr in data.get("private_hosts") or ()),
             prices=dict(data.get("prices") or {}),
             alias=str(data.get("alias") or ""),
+            openai_compatible_hosts=tuple(_text(host) for host in data.get("openai_compatible_hosts") or ()),
         )
     except KeyError as error:
         raise BootstrapError("the bootstrap lacks a member", why=str(error)) from error

@@ -45,6 +45,7 @@ from km_net_proxy.http.listener import Listener
 from km_net_proxy.http.upstream import Trust, Upstreams
 from km_net_proxy.inside import InsideApi
 from km_net_proxy.lease import Lease
+from km_net_proxy.meter.offers import meters as own_meters
 from km_net_proxy.settlement import SettlementJournal
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _log_to_stderr() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
             redact_processor,
             structlog.processors.JSONRenderer(),
         ],
@@ -207,7 +209,13 @@ class Gate:
             KmError: a part cannot be opened.
         """
         plan = given.plan
-        offered = load_plugins().meters() if meters is None else meters
+        prices = PriceTable.load(given.prices or None)
+        if meters is None:
+            # Our own meters know this sandbox's prices and hosts; other distributions' stand beside them.
+            ours = {meter.name: meter for meter in own_meters(given.openai_compatible_hosts, prices)}
+            offered = {**load_plugins().meters(), **ours}
+        else:
+            offered = dict(meters)
         owned = {host: meter for meter in offered.values() for host in meter.hosts}
         policy = NetworkPolicy.from_plan(
             plan.network,
@@ -253,7 +261,7 @@ class Gate:
         budget = Budget(
             control,
             journal,
-            PriceTable.load(given.prices or None),
+            prices,
             ceiling=plan.budget.ai_limit_nusd is not None,
             sandbox=given.alias or given.sandbox_id,
         )

@@ -29,7 +29,8 @@ def km_sidecars() -> Iterable[Sidecar]:
 
 @hookimpl
 def km_meters() -> Iterable[Meter]:
-    """Offer the meters of the AI providers."""
+    """Offer the meters of the AI providers, with the operator's OpenAI-compatible hosts."""
+    from km_core.config import load_config
     from km_net_proxy.meter.offers import meters
 
-    return meters()
+    return meters(load_config().openai_compatible_hosts)

@@ -35,7 +35,6 @@ from km_net_proxy.http.dial import Dialer
 from km_net_proxy.http.dispatch import Dispatcher, take
 from km_net_proxy.http.listener import Listener
 from km_net_proxy.http.peek import peek
-from km_net_proxy.http.scope import Scope
 from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import Trust, Upstreams, attach
 from km_net_proxy.inside import InsideApi
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
     from km_core.control.rpc import AsyncControlClient
     from km_net_proxy.http.connections import Connection
+    from km_net_proxy.http.scope import Scope
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -119,15 +119,11 @@ class _OneTrust(Trust):
 class OpeningDispatcher(Dispatcher):
     """Opens TLS to literal addresses too, which the product never does: load generators dial those."""
 
-    async def _to_literal(
-        self, connection: Connection, sock: socket.socket, address: Address, port: int, *, layer: str
-    ) -> None:
+    async def _serve_literal(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         if (await peek(sock))[:1] != b"\x16":
-            await super()._to_literal(connection, sock, address, port, layer=layer)
+            await super()._serve_literal(connection, sock, scope)
             return
-        scope = Scope("", address, port)
-        self._decided(self._gate.policy.address(address, port, layer), scope)
-        stream = await attach(take(sock), self._gate.authority.context(str(address)))
+        stream = await attach(take(sock), self._gate.authority.context(str(scope.address)))
         try:
             await Session(self._gate, connection, stream, evolve(scope, tls=True)).run()
         finally:

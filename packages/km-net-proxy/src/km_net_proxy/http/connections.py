@@ -6,6 +6,8 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING
 
+import structlog
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
@@ -15,6 +17,8 @@ IDLE_TIMEOUT_S = 300.0
 """A tunnel or a body that moves no byte for this long is closed."""
 CALL_TIMEOUT_S = 840.0
 """A metered call may be silent for this long; its reservation lasts 900 s."""
+
+_TRACEBACKS = 20
 
 
 class Connection:
@@ -54,6 +58,9 @@ class Connections:
 
     Args:
         limit: how many may be open together.
+
+    Attributes:
+        failures: handlers that ended by a defect.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,6 +68,8 @@ class Connections:
         self._open: dict[Connection, None] = {}
         self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("km.gate.connections")
+        self.failures = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -88,9 +97,19 @@ class Connections:
         if not task.cancelled():
             error = task.exception()
             if error is not None:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": f"connection {connection.number} failed", "exception": error}
-                )
+                self._failed(connection, error)
+
+    def _failed(self, connection: Connection, error: BaseException) -> None:
+        """Log a defect; the sandbox may be able to cause it at will, so only the first few whole."""
+        self.failures += 1
+        if self.failures <= _TRACEBACKS:
+            self._log.error(
+                "connection_failed",
+                connection=connection.number,
+                exc_info=(type(error), error, error.__traceback__),
+            )
+        elif self.failures % 1000 == 0:
+            self._log.error("connections_failed", count=self.failures, last=type(error).__name__)
 
     def cut_all(self) -> int:
         """Cut everything; returns how many there were."""

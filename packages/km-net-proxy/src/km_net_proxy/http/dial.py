@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import ipaddress
+import os
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -206,8 +208,12 @@ class Dialer:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await asyncio.get_running_loop().sock_connect(sock, (address, port))
+            code = sock.connect_ex((address, port))
+            if code == errno.EINPROGRESS:
+                await _writable(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
         except BaseException:
             sock.close()
             raise
@@ -261,6 +267,33 @@ class Dialer:
                 raise ValueError("no answer")
         if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
             raise ValueError("refused")
+
+
+async def _writable(sock: socket.socket) -> None:
+    """
+    Wait until a connection is made or has failed; raises TimeoutError.
+
+    The loop's own `sock_connect` sends even a numeric address through the resolver's thread pool.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(CONNECT_TIMEOUT_S, _fail, done)
+    loop.add_writer(sock.fileno(), _finish, done)
+    try:
+        await done
+    finally:
+        timer.cancel()
+        loop.remove_writer(sock.fileno())
+
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+def _fail(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_exception(TimeoutError())
 
 
 def _own_verdict(address: str) -> Verdict:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from km_core.errors import AuditError
-from km_core.policy import INSIDE_NAME, canonical_name, parse_authority
+from km_core.policy import INSIDE_NAME, canonical_name
 from km_core.types import Verdict
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.dial import DialDenied, DialError
@@ -26,14 +26,13 @@ from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
 from km_net_proxy.http.peek import peek, peek_hello
 from km_net_proxy.http.refusal import ACCESS_DENIED, blocked_page, json_error, printable, response
 from km_net_proxy.http.relay import PASS, REFUSE, Relay, reset_on_close
-from km_net_proxy.http.scope import Scope
+from km_net_proxy.http.scope import Scope, authority_of
 from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from km_core.policy import Authority
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.dial import Dialled
@@ -124,8 +123,12 @@ class Dispatcher:
             await self._http(connection, sock, scope)
             return
         verdict = self._gate.policy.connect(name, port, layer)
-        if not await self._allowed(connection, sock, verdict, scope):
-            return
+        if await self._allowed(connection, sock, verdict, scope):
+            await self._serve_name(connection, sock, scope)
+
+    async def _serve_name(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
+        """Serve a connection to a name that is allowed."""
+        name, port = scope.name, scope.port
         if port == 80:
             first = await peek(sock)
             if first[:1] != bytes([_TLS_BYTE]):
@@ -141,9 +144,12 @@ class Dispatcher:
     ) -> None:
         scope = Scope("", address, port)
         verdict = self._gate.policy.address(address, port, layer)
-        if not await self._allowed(connection, sock, verdict, scope):
-            return
-        if port == 80:
+        if await self._allowed(connection, sock, verdict, scope):
+            await self._serve_literal(connection, sock, scope)
+
+    async def _serve_literal(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
+        """Serve a connection to a literal address that is allowed."""
+        if scope.port == 80:
             first = await peek(sock)
             if first[:1] != bytes([_TLS_BYTE]):
                 await self._http(connection, sock, scope)
@@ -309,6 +315,8 @@ class Dispatcher:
                 if isinstance(found, int):
                     return found
                 return self._opaque_hello(found, scope)
+            if self._gate.policy.https_only and any(method.startswith(data) for method in _METHODS):
+                return len(data) + 1
             if self._gate.policy.https_only and data.startswith(_METHODS):
                 verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
                 self._decided(verdict, scope)
@@ -422,25 +430,27 @@ class Dispatcher:
             await self._http(connection, sock, Scope("", None, self._proxy_port, explicit=True))
             return
         sock.recv(end)
-        authority = await self._connect_authority(head[:end], more=len(head) > end)
-        if isinstance(authority, bytes):
-            await self._last_words(connection, sock, authority)
+        scope = self._judge_connect(head[:end], more=len(head) > end)
+        if isinstance(scope, bytes):
+            await self._last_words(connection, sock, scope)
             return
-        await asyncio.get_running_loop().sock_sendall(sock, _ESTABLISHED)
-        if authority.address is not None:
-            await self._to_literal(connection, sock, authority.address, authority.port, layer="connect")
+        sock.send(_ESTABLISHED)  # the first bytes into an empty buffer
+        if scope.address is not None:
+            await self._serve_literal(connection, sock, scope)
+        elif scope.name == INSIDE_NAME:
+            await self._http(connection, sock, scope)
         else:
-            await self.to_name(connection, sock, authority.host, authority.port, layer="connect")
+            await self._serve_name(connection, sock, scope)
 
-    async def _connect_authority(self, head: bytes, *, more: bool) -> Authority | bytes:
-        """Judge a CONNECT request; returns its authority, or the refusal to send."""
+    def _judge_connect(self, head: bytes, *, more: bool) -> Scope | bytes:
+        """Judge a CONNECT request; returns what it leads to, or the refusal to send."""
         try:
             request = parse_request(head)
             host = request.index.get(b"host", b"").decode("ascii")
             if more or request.length:
                 raise ValueError("bytes follow the head before the tunnel is open")
-            authority = parse_authority(request.target, None)
-            if host and parse_authority(host, authority.port) != authority:
+            authority = authority_of(request.target, None)
+            if host not in ("", request.target) and authority_of(host, authority.port) != authority:
                 raise ValueError("the target and the Host field differ")
         except ValueError as error:
             verdict = Verdict(False, "builtin:http-malformed", "connect", printable(str(error)))
@@ -454,12 +464,11 @@ class Dispatcher:
             verdict = policy.connect(authority.host, authority.port, "connect")
         if verdict.allow and not self._gate.lease.valid:
             verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
-        if verdict.allow:
-            return authority
-        scope = Scope(
-            "" if authority.address is not None else authority.host, authority.address, authority.port
-        )
+        literal = authority.address
+        scope = Scope("" if literal is not None else authority.host, literal, authority.port)
         self._decided(verdict, scope)
+        if verdict.allow:
+            return scope
         if verdict.layer == "lease":
             body = json_error("control_plane_unavailable", "the control plane cannot be reached")
             return response(503, body, content_type="application/json")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -171,6 +172,7 @@ class Listener:
             self._spare = -1
 
 
+@functools.lru_cache(maxsize=4096)
 def unmapped(host: str) -> Address:
     """Return an address from its text, a v4-mapped one as IPv4."""
     address = ipaddress.ip_address(host.partition("%")[0])

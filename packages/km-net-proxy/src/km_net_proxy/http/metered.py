@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from km_core.errors import KmError
 from km_core.types import EndpointKind, Verdict
 from km_net_proxy.budget import Refused, unavailable
@@ -110,7 +112,7 @@ class MeterTap:
         return b"" if self._filter is None else self._filter.finish()
 
     def usage(self) -> Usage | None:
-        """Return the usage seen, or None when no response began; may be called once."""
+        """Return the usage seen, or None when none could be read; may be called once."""
         parser, decoder = self._parser, self._decoder
         if parser is None or decoder is None:
             return None
@@ -118,7 +120,8 @@ class MeterTap:
         if rest:
             parser.feed(rest)
         self._parser = None
-        return parser.finish()
+        # What could not be decoded may have held anything: it counts as not heard.
+        return None if decoder.failed else parser.finish()
 
 
 class ModelCalls:
@@ -289,7 +292,10 @@ class ModelCalls:
     ) -> bool:
         """Send a reserved call and settle it, however it ends."""
         session, plan = self._session, reservation.plan
-        tap = MeterTap(self._meter, endpoint, plan)
+        clamped = reservation.output_limit
+        # The answer is bounded by what was really sent: a clamped call by its lower limit.
+        bounded = plan if clamped is None else evolve(plan, output_limit=clamped)
+        tap = MeterTap(self._meter, endpoint, bounded)
         sent = settled = False
 
         def client_lost() -> None:
@@ -356,7 +362,10 @@ class ModelCalls:
         except Exception:  # noqa: BLE001 - a defect in a meter must not make a call free
             usage = None
         if usage is None:
-            budget.settle_lost(reservation)
+            if tap.status >= 400:
+                budget.release(reservation)
+            else:
+                budget.settle_lost(reservation)
             return
         billed = (
             usage.input_tokens or usage.output_tokens or usage.cache_read_tokens or usage.cache_write_tokens

@@ -42,13 +42,14 @@ REFUSE = -1
 class _Half:
     """One direction."""
 
-    __slots__ = ("check", "done", "dst", "held", "moved", "pending", "pipe", "relay", "src")
+    __slots__ = ("check", "done", "dst", "held", "judged", "moved", "pending", "pipe", "relay", "src")
 
     def __init__(self, relay: Relay, src: socket.socket, dst: socket.socket) -> None:
         self.relay = relay
         self.src = src
         self.dst = dst
         self.pending = b""
+        self.judged = b""
         self.pipe: tuple[int, int] | None = None
         self.held = 0
         self.moved = 0
@@ -60,8 +61,6 @@ class _Half:
 
     def readable(self) -> None:
         try:
-            if self.check is not None and not self.look():
-                return
             if self.pipe is not None:
                 self.splice()
             else:
@@ -71,27 +70,32 @@ class _Half:
         except OSError as error:
             self.relay.fail(error)
 
-    def look(self) -> bool:
-        """Peek at the first bytes; True when they may be moved."""
-        data = self.src.recv(_PIECE * 2, socket.MSG_PEEK)
-        verdict = self.check(data) if self.check is not None else PASS
-        if verdict > len(data) and data:
-            if self.src.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) >= verdict:
-                self.relay.fail(ConnectionError("the first bytes break off"))
-            self.src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, verdict)
-            return False
-        self.src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        self.check = None
+    def judge(self, data: bytes) -> bytes:
+        """Return what may be moved of the first bytes: nothing until the check has seen enough."""
+        if self.check is None:
+            return data
+        data = self.judged + data
+        verdict = self.check(data)
         if verdict < 0:
-            self.relay.fail(ConnectionError("refused"))
-            return False
-        return True
+            raise ConnectionError("refused")
+        if verdict > len(data):
+            self.judged = data
+            return b""
+        self.check = None
+        self.judged = b""
+        return data
 
     def copy(self) -> None:
         data = self.src.recv(_PIECE)
         if not data:
+            if self.judged:
+                raise ConnectionError("the first bytes break off")
             self.end()
             return
+        if self.check is not None:
+            data = self.judge(data)
+            if not data:
+                return
         try:
             sent = self.dst.send(data)
         except BlockingIOError:

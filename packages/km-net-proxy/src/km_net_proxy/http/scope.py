@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from km_core.policy import parse_authority
 from km_net_proxy.http.refusal import json_error
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from km_core.policy import Authority
 
 _JSON = "application/json"
+
+authority_of = functools.lru_cache(maxsize=1024)(parse_authority)
+"""`parse_authority`, remembered: a kept connection names the same host in every request."""
 
 
 @frozen

@@ -12,7 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from km_core.errors import AuditError, KmError
-from km_core.policy import INSIDE_NAME, parse_authority
+from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.dial import DialDenied, DialError
@@ -20,7 +20,7 @@ from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostEr
 from km_net_proxy.http.head import HeadError, RequestHead, check_partial, parse_request
 from km_net_proxy.http.metered import ModelCalls
 from km_net_proxy.http.refusal import blocked_page, json_error, printable, response
-from km_net_proxy.http.scope import RequestRefused, Scope, Target
+from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
@@ -143,7 +143,7 @@ class Session:
                 if request.target == "*" and request.method != "OPTIONS":
                     raise ValueError("only OPTIONS has the target *")
                 path = request.target
-                named = parse_authority(host, scope.port)
+                named = authority_of(host, scope.port)
             else:
                 named, path = self._absolute(request.target, host)
         except (ValueError, UnicodeDecodeError) as error:
@@ -162,8 +162,8 @@ class Session:
         cut = min((rest.find(c) for c in "/?#" if c in rest), default=len(rest))
         text, path = rest[:cut], rest[cut:].partition("#")[0]
         default = 443 if self.scope.tls else 80
-        named = parse_authority(text, default)
-        if host and parse_authority(host, default) != named:
+        named = authority_of(text, default)
+        if host not in ("", text) and authority_of(host, default) != named:
             raise ValueError("the URL and the Host field name different hosts")
         return named, path if path.startswith("/") else "/" + path
 
