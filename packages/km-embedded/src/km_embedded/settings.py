@@ -25,6 +25,7 @@ class Settings:
         checkpoint_s: time between two checkpoints of a sandbox (``KM_KMD_CHECKPOINT_S``).
         reservation_check_s: time between two looks for stale reservations.
         task_timeout_s: how long an expiry or a recovery may run.
+        create_retry_s: age at which a sandbox whose creating process has died is removed.
         destroy_retry_s: age of an unfinished destroy that nobody works on any more.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     checkpoint_s: float = 60.0
     reservation_check_s: float = 5.0
     task_timeout_s: float = 900.0
+    create_retry_s: float = 60.0
     destroy_retry_s: float = 300.0
 
     @classmethod

@@ -13,8 +13,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import KmError
-from km_core.handlers.lifetime import deadline, due_warning, expiry
-from km_core.types import SandboxState
+from km_core.handlers.lifetime import due_warning, expiry
+from km_core.lifecycle.create import creator_lives
+from km_core.types import SandboxState, deadline
 from km_embedded.liveness import boot_id, pod_alive
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ def _one(service: Service, record: SandboxRecord, now: float) -> None:
     if record.state is SandboxState.DESTROYING:
         if now - service.records.updated_at(record.id) >= service.settings.destroy_retry_s:
             service.tasks.start(record.id, "expire", "--cause", "unfinished-destroy")
+        return
+    if record.state is SandboxState.CREATING:
+        # What an interrupted command left would wait for the operator, with a gate that has a lease.
+        if now - record.created_at >= service.settings.create_retry_s and not creator_lives(
+            str(record.resources.get("creator", ""))
+        ):
+            service.tasks.start(record.id, "expire", "--cause", "unfinished-create")
         return
     if record.state in _LIVE:
         _supervised(service, record, now)

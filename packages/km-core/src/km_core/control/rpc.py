@@ -15,7 +15,7 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
-from km_core.errors import ControlUnavailableError, from_dict
+from km_core.errors import ControlUnavailableError, KmError, from_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +72,13 @@ class ControlClient:
             raise ControlUnavailableError(
                 "the control plane does not answer", where=str(self._path), why=str(error)
             ) from error
+        except KmError:
+            raise
+        except BaseException:
+            # Cut off between question and answer: on this connection the next answer would be the last
+            # question's.
+            self.close()
+            raise
 
     def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX)
@@ -101,7 +108,11 @@ class ControlClient:
             if len(self._buffer) > MAX_LINE:
                 raise ValueError("the answer is too long")
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return result_of(json.loads(line))
+        answer = json.loads(line)
+        # A refusal before the request was read carries no number.
+        if not isinstance(answer, dict) or answer.get("id") not in {number, None}:
+            raise ValueError("the answer is to another question")
+        return result_of(answer)
 
 
 class AsyncControlClient:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from km_core.types import SandboxState
+from km_core.types import SandboxState, deadline
 
 if TYPE_CHECKING:
     from km_core.types import SandboxRecord
@@ -33,12 +33,6 @@ class Expiry:
 
     cause: str
     act: bool = True
-
-
-def deadline(record: SandboxRecord) -> float:
-    """Return when everything of the sandbox is cut, in Unix seconds; 0 means never."""
-    ends = [at for at in (record.expires_at, record.max_expires_at) if at > 0]
-    return min(ends, default=0.0)
 
 
 def expiry(record: SandboxRecord, now: float, *, observed_since: float) -> Expiry | None:

@@ -88,7 +88,7 @@ class Journal:
                 try:
                     step.undo()
                     self.control.call("journal.undone", id=self.sandbox_id, step=step.name)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever an undo raises, the cause must be told too
                     raise ProvisionError(
                         "the operation failed and could not be rolled back completely",
                         where=self.sandbox_id,

@@ -162,6 +162,8 @@ class SandboxPlan:
 
         from km_core.errors import PlanError
 
+        if not isinstance(data, dict):
+            raise PlanError("the plan is damaged", why="it is no JSON object")
         if data.get("api") != PLAN_API:
             raise PlanError(f"the plan was written for plan API {data.get('api')}, this km reads {PLAN_API}")
         try:

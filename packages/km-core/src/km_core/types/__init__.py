@@ -18,7 +18,7 @@ from km_core.types.meter import (
     UsageParser,
 )
 from km_core.types.problem import Problem, Severity
-from km_core.types.sandbox import SandboxRecord, SandboxState
+from km_core.types.sandbox import SandboxRecord, SandboxState, deadline
 from km_core.types.sidecar import Sidecar
 from km_core.types.usage import Usage
 from km_core.types.verdict import Verdict
@@ -47,6 +47,7 @@ __all__ = [
     "Usage",
     "UsageParser",
     "Verdict",
+    "deadline",
     "is_alias",
     "is_sandbox_id",
     "new_sandbox_id",

@@ -70,3 +70,9 @@ class SandboxRecord:
         known = {a: data[a] for a in cls.__annotations__ if a in data}
         known["state"] = SandboxState(known["state"])
         return cls(**known)
+
+
+def deadline(record: SandboxRecord) -> float:
+    """Return when everything of the sandbox is cut, in Unix seconds; 0 means never."""
+    ends = [at for at in (record.expires_at, record.max_expires_at) if at > 0]
+    return min(ends, default=0.0)
