@@ -53,6 +53,7 @@ def test_whole_evidence_verifies(original):
         "records": {"gate": COUNT, "kmd": 3},
         "checkpoints": 2,
         "unsigned": {"gate": COUNT - SIGNED, "kmd": 0},
+        "anchored": 0,
     }
 
 

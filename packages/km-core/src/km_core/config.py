@@ -98,6 +98,10 @@ class Config:
         """Return the directory of a sandbox's audit chains, one file per writer."""
         return self.home / "audit" / sandbox_id
 
+    def anchor_file(self, sandbox_id: str) -> Path:
+        """Return where the control plane keeps what it signed last of a sandbox's evidence."""
+        return self.home / "anchors" / f"{sandbox_id}.json"
+
 
 def default_runtime_dir(home: Path, env: Mapping[str, str]) -> Path:
     """

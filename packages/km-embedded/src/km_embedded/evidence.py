@@ -13,7 +13,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from km_core.audit import ChainWriter, Checkpoints, Head
+from km_core.audit import Anchor, ChainWriter, Checkpoints, Head, read_anchor, write_anchor
+from km_core.audit.checkpoint import checkpoint_digest
 from km_core.errors import AuditError, KmError
 from km_core.identity import public_key
 from km_embedded.files import make_key, private_dir, read_key
@@ -137,9 +138,47 @@ class Evidence:
         writer = self._writer(sandbox_id)
         writer.sync()
         heads = self._heads(sandbox_id, writer)
-        checkpoint = self._checkpoints(sandbox_id).add(heads, state=state)
+        checkpoints = self._checkpoints(sandbox_id)
+        anchor = self.anchor(sandbox_id)
+        if anchor is not None:
+            checkpoints.require(anchor)
+        checkpoint = checkpoints.add(heads, state=state)
         self._signed[sandbox_id] = heads
+        self._remember(sandbox_id, Anchor(checkpoint["number"], checkpoint_digest(checkpoint)))
         return checkpoint
+
+    def anchor(self, sandbox_id: str) -> Anchor | None:
+        """
+        Return what was signed last of a sandbox's evidence, also of a destroyed one's.
+
+        The signed file stands in for a database that was lost.
+
+        Raises:
+            AuditError: the file is all there is, and it is not what was signed.
+        """
+        row = self._db.one("SELECT number, digest FROM anchors WHERE sandbox_id = ?", (sandbox_id,))
+        if row is not None:
+            return Anchor(row["number"], row["digest"])
+        path = self._config.anchor_file(sandbox_id)
+        return (
+            read_anchor(path, sandbox_id=sandbox_id, key=public_key(self._key())) if path.exists() else None
+        )
+
+    def purge(self, sandbox_id: str) -> None:
+        """Forget what was signed of a sandbox, inside a transaction: its evidence is to be removed."""
+        self._db.run("DELETE FROM anchors WHERE sandbox_id = ?", (sandbox_id,))
+        self._config.anchor_file(sandbox_id).unlink(missing_ok=True)
+
+    def _remember(self, sandbox_id: str, anchor: Anchor) -> None:
+        with self._db.transaction():
+            self._db.run(
+                "INSERT INTO anchors VALUES (?, ?, ?) ON CONFLICT (sandbox_id)"
+                " DO UPDATE SET number = excluded.number, digest = excluded.digest",
+                (sandbox_id, anchor.number, anchor.digest),
+            )
+        path = self._config.anchor_file(sandbox_id)
+        private_dir(path.parent)
+        write_anchor(path, anchor, sandbox_id=sandbox_id, seed=self._key())
 
     def checkpoint_if_new(self, sandbox_id: str) -> bool:
         """Sign the heads when one has moved since the last checkpoint; returns whether it did."""
@@ -187,13 +226,15 @@ class Evidence:
         return directory
 
     def _checkpoints(self, sandbox_id: str) -> Checkpoints:
+        directory = self._config.audit_dir(sandbox_id)
+        return Checkpoints(directory, sandbox_id=sandbox_id, seed=self._key(), clock=self._clock)
+
+    def _key(self) -> bytes:
         if self._seed is None:
             path = self._config.home / "checkpoint.key"
             self._seed = read_key(path) or make_key(path)
             self._publish(self._seed)
-        return Checkpoints(
-            self._config.audit_dir(sandbox_id), sandbox_id=sandbox_id, seed=self._seed, clock=self._clock
-        )
+        return self._seed
 
     def _publish(self, seed: bytes) -> None:
         """Keep the public half beside the seed, base64: what ``km audit verify`` checks with."""

@@ -10,7 +10,7 @@ from km_core.config import load_config
 from km_core.control.ops import Op, Peer, boolean, integer, mapping, nullable, number, text
 from km_core.errors import ConfigError, GuardError, NotFoundError, UsageError
 from km_core.handlers.budget import PPM
-from km_core.types import SandboxRecord
+from km_core.types import SandboxRecord, is_sandbox_id
 from km_embedded.evidence import HOST
 from km_embedded.ledger import MAX_NUSD
 from km_embedded.reconcile import reconcile
@@ -70,6 +70,8 @@ def operator_ops(service: Service) -> Mapping[str, Op]:
         "secret.delete": Op(ops.secret_delete, {"name": text(pattern=NAME_PATTERN)}),
         "audit.append": Op(ops.audit_append, {"id": SANDBOX, "event": mapping}),
         "audit.checkpoint": Op(ops.audit_checkpoint, {"id": SANDBOX}),
+        "audit.anchor": Op(ops.audit_anchor, {"id": SANDBOX}),
+        "audit.purge": Op(ops.audit_purge, {"id": SANDBOX}),
         "reconcile": Op(ops.reconcile, {"dry_run": boolean}, frozenset({"dry_run"})),
         "tick": Op(ops.tick),
         "shutdown": Op(ops.shutdown),
@@ -203,6 +205,7 @@ class OperatorOps:
         with service.act(HOST):
             service.secrets.set(name, value, service.clock())
             service.evidence.emit(HOST, "secret_set", {"name": name}, tell=False)
+        service.checkpoint(HOST)
         return {}
 
     def secret_list(self, _peer: Peer) -> Any:
@@ -215,6 +218,7 @@ class OperatorOps:
         with service.act(HOST):
             service.secrets.delete(name)
             service.evidence.emit(HOST, "secret_deleted", {"name": name}, tell=False)
+        service.checkpoint(HOST)
         return {}
 
     def audit_append(self, _peer: Peer, id: str, event: dict[str, Any]) -> dict[str, Any]:  # noqa: A002 - the wire's word
@@ -231,6 +235,24 @@ class OperatorOps:
         """Sign the heads of a sandbox's chains now."""
         self._service.records.get(id)
         return self._service.evidence.checkpoint(id)
+
+    def audit_anchor(self, _peer: Peer, id: str) -> dict[str, Any] | None:  # noqa: A002 - the wire's word
+        """Return the number and digest of a sandbox's last checkpoint, also of a destroyed one's."""
+        anchor = self._service.evidence.anchor(_evidence_id(id))
+        return None if anchor is None else {"number": anchor.number, "digest": anchor.digest}
+
+    def audit_purge(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Forget what was signed of a destroyed sandbox; that it was is recorded in the host's chain."""
+        service = self._service
+        if not is_sandbox_id(id):
+            raise UsageError(f"{id!r} is not a sandbox id", where="audit.purge")
+        if service.records.find(id) is not None:
+            raise GuardError("the evidence of a sandbox that exists is not removed", where=id)
+        with service.act(HOST):
+            service.evidence.purge(id)
+            service.evidence.emit(HOST, "audit_purged", {"id": id}, tell=False)
+        service.checkpoint(HOST)
+        return {}
 
     def reconcile(self, _peer: Peer, dry_run: bool = False) -> Any:
         """Compare records with what really runs."""
@@ -251,3 +273,10 @@ class OperatorOps:
             return load_config({**os.environ, "KM_HOME": str(self._service.config.home)}).max_sandboxes
         except ConfigError:
             return self._service.config.max_sandboxes
+
+
+def _evidence_id(text: str) -> str:
+    # It names a file: nothing but an id or the host's own chain.
+    if text != HOST and not is_sandbox_id(text):
+        raise UsageError(f"{text!r} is not a sandbox id", where="audit.anchor")
+    return text

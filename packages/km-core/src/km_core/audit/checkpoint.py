@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from km_core.audit.anchor import Anchor
+
 PURPOSE = "audit-checkpoint"
 FILE_NAME = "checkpoints.jsonl"
 
@@ -107,6 +109,44 @@ class Checkpoints:
                 "the last checkpoint is damaged", where=str(self.path), why=str(error)
             ) from error
         return checkpoint
+
+    def digest_of(self, number: int) -> str:
+        """Return the digest of the checkpoint with this number, empty when there is none."""
+        try:
+            with self.path.open("rb") as stream:
+                for line in stream:
+                    try:
+                        checkpoint = json.loads(line)
+                        if checkpoint["number"] == number:
+                            return checkpoint_digest(checkpoint)
+                    except (ValueError, KeyError, TypeError):
+                        return ""
+        except OSError:
+            return ""
+        return ""
+
+    def require(self, anchor: Anchor) -> None:
+        """
+        Raise unless the checkpoints reach the anchor.
+
+        They may have gone on: a crash can come between a checkpoint and its anchor.
+
+        Raises:
+            AuditError: they were cut back or written anew behind it.
+        """
+        last = self.last()
+        reached = int(last["number"]) if last else 0
+        if last is not None and reached == anchor.number:
+            found = checkpoint_digest(last)
+        else:
+            found = self.digest_of(anchor.number) if reached > anchor.number else ""
+        if found != anchor.digest:
+            raise AuditError(
+                "the checkpoints went back behind what was signed",
+                where=str(self.path),
+                why=f"checkpoint {anchor.number} was signed, {reached} are there",
+                hint="km audit verify shows the state of the evidence",
+            )
 
     def add(self, heads: Mapping[str, Head], *, state: str = "") -> dict[str, Any]:
         """

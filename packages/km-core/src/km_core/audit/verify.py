@@ -11,8 +11,10 @@ from km_core.audit.chain import MAX_RECORD, genesis, record_hash
 from km_core.audit.checkpoint import FILE_NAME, checkpoint_digest, signature_holds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from km_core.audit.anchor import Anchor
 
 
 @frozen
@@ -45,6 +47,8 @@ class Report:
         records: whole and linked records per writer.
         checkpoints: checkpoints that hold.
         unsigned: records per writer after the last checkpoint; their end is not proven yet.
+        anchored: number of the latest checkpoint that the control plane remembers; 0 when it was not
+            asked or remembers none, and then nothing proves that the last checkpoints are not missing.
     """
 
     ok: bool
@@ -52,6 +56,7 @@ class Report:
     records: dict[str, int] = field(factory=dict)
     checkpoints: int = 0
     unsigned: dict[str, int] = field(factory=dict)
+    anchored: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form of ``km audit verify --json``."""
@@ -63,6 +68,7 @@ class Report:
             "records": self.records,
             "checkpoints": self.checkpoints,
             "unsigned": self.unsigned,
+            "anchored": self.anchored,
         }
 
 
@@ -72,7 +78,7 @@ class _BreakError(Exception):
         self.finding = finding
 
 
-def verify_dir(audit_dir: Path, public_key: bytes | None) -> Report:
+def verify_dir(audit_dir: Path, public_key: bytes | None, anchors: Sequence[Anchor] = ()) -> Report:
     """
     Verify every chain of a sandbox against itself and against the signed checkpoints.
 
@@ -80,13 +86,17 @@ def verify_dir(audit_dir: Path, public_key: bytes | None) -> Report:
         audit_dir: the directory ``audit/<sandbox>``; its name is the sandbox's id.
         public_key: Ed25519 key of the checkpoints, 32 bytes; None leaves signatures unchecked, which is
             itself a finding when there are checkpoints.
+        anchors: what the control plane remembers of the last checkpoint (`km_core.audit.anchor`).
 
     Returns:
         A report; a file that cannot be read is a finding, never an exception.
     """
     sandbox_id = audit_dir.name
     findings: list[Finding] = []
-    signed, count = _read_checkpoints(audit_dir / FILE_NAME, sandbox_id, public_key, findings)
+    digests: dict[int, str] = {anchor.number: "" for anchor in anchors}
+    signed, count = _read_checkpoints(audit_dir / FILE_NAME, sandbox_id, public_key, findings, digests)
+    if not findings:
+        findings += _behind(anchors, digests, count)
     records: dict[str, int] = {}
     unsigned: dict[str, int] = {}
     chains = {path.stem: path for path in sorted(audit_dir.glob("*.jsonl")) if path.name != FILE_NAME}
@@ -131,7 +141,20 @@ def verify_dir(audit_dir: Path, public_key: bytes | None) -> Report:
                     f"the file is gone; a checkpoint signed {max(heads)} records",
                 )
             )
-    return Report(not findings, tuple(findings), records, count, unsigned)
+    anchored = max((anchor.number for anchor in anchors), default=0)
+    return Report(not findings, tuple(findings), records, count, unsigned, anchored)
+
+
+def _behind(anchors: Sequence[Anchor], digests: dict[int, str], count: int) -> list[Finding]:
+    """Return the break at the end of the checkpoints, if they do not reach the anchors."""
+    for anchor in sorted(anchors, key=lambda anchor: anchor.number):
+        if anchor.number > count:
+            detail = f"checkpoint {count + 1} is missing; the control plane signed {anchor.number}"
+            return [Finding(FILE_NAME, count + 1, "truncated", detail)]
+        if digests[anchor.number] != anchor.digest:
+            detail = f"checkpoint {anchor.number} is not the one the control plane remembers"
+            return [Finding(FILE_NAME, anchor.number, "rewritten", detail)]
+    return []
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -195,9 +218,13 @@ def _records(path: Path, writer: str, sandbox_id: str) -> Iterator[dict[str, Any
 
 
 def _read_checkpoints(
-    path: Path, sandbox_id: str, public_key: bytes | None, findings: list[Finding]
+    path: Path,
+    sandbox_id: str,
+    public_key: bytes | None,
+    findings: list[Finding],
+    digests: dict[int, str],
 ) -> tuple[dict[str, dict[int, str]], int]:
-    """Return writer to {record number: signed hash}, and how many checkpoints hold."""
+    """Return writer to {record number: signed hash}, and how many hold; fill in the *digests* asked for."""
     signed: dict[str, dict[int, str]] = {}
     if not path.exists():
         return signed, 0
@@ -223,6 +250,8 @@ def _read_checkpoints(
             if kind:
                 raise _BreakError(Finding(path.name, index, kind, detail))
             previous = checkpoint_digest(checkpoint)
+            if index in digests:
+                digests[index] = previous
             for writer, head in checkpoint["heads"].items():
                 if head["seq"]:
                     signed.setdefault(writer, {})[head["seq"]] = head["hash"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from km_core.cli.output import emit_json, note, paint, table
+from km_core.cli.output import emit_json, note, paint, printable, table
 from km_core.errors import KmError, NotFoundError
 from km_core.types import is_sandbox_id
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from km_core.audit import Report
     from km_core.config import Config
+    from km_core.lifecycle.session import Session
 
 _STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
 
@@ -35,7 +36,8 @@ def logs(ref: str, denied: bool, stream: str, follow: bool, as_json: bool) -> No
     try:
         if stream != "audit":
             for line in _lines(config.sandbox_dir(sandbox_id) / "logs" / _STREAMS[stream], follow=follow):
-                click.echo(line)
+                # What came out of a sandbox is data, not commands to this terminal.
+                click.echo(printable(line) if sys.stdout.isatty() else line)
             return
         for record in _records(config.audit_dir(sandbox_id), follow=follow):
             if denied and record.get("verdict") != "deny":
@@ -50,11 +52,11 @@ def audit() -> None:
     """Show and verify the hash-chained record of every decision."""
 
 
-@audit.command()
+@audit.command(epilog="Example: km audit show dev1 --json")
 @click.argument("ref")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def show(ref: str, as_json: bool) -> None:
-    """Show every record of sandbox REF, also of a destroyed one."""
+    """Show every record of sandbox REF, also of a destroyed one; `host` is what belongs to none."""
     config, sandbox_id = _find(ref)
     records = list(_records(config.audit_dir(sandbox_id), follow=False))
     if as_json:
@@ -64,18 +66,26 @@ def show(ref: str, as_json: bool) -> None:
         click.echo(_readable(record))
 
 
-@audit.command()
+@audit.command(epilog="Example: km audit verify dev1")
 @click.argument("ref")
+@click.option("--offline", is_flag=True, help="Compare with the signed anchor file only; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
-def verify(ctx: click.Context, ref: str, as_json: bool) -> None:
-    """Check the chains and the signed checkpoints of sandbox REF; exit code 1 when one is broken."""
-    from km_core.audit import verify_dir
+def verify(ctx: click.Context, ref: str, offline: bool, as_json: bool) -> None:
+    """
+    Check the chains and the signed checkpoints of sandbox REF; exit code 1 when one is broken.
 
-    config, sandbox_id = _find(ref)
-    key_file = config.home / "checkpoint.pub"
-    key = base64.b64decode(key_file.read_text(encoding="ascii")) if key_file.exists() else None
-    report = verify_dir(config.audit_dir(sandbox_id), key)
+    REF is also the id of a destroyed sandbox, or `host` for what belongs to none.
+    """
+    from km_core.lifecycle.evidence import verify_evidence
+    from km_core.lifecycle.session import open_session
+
+    session = open_session()
+    try:
+        sandbox_id = _id_of(session, ref, offline=offline)
+        report = verify_evidence(session, sandbox_id, offline=offline)
+    finally:
+        session.close()
     if as_json:
         emit_json(report.to_dict())
     else:
@@ -92,10 +102,11 @@ def _report(report: Report) -> None:
     for finding in report.findings:
         click.echo(f"{finding.file}: record {finding.index}: {finding.kind}: {finding.detail}")
     verdict = "verified" if report.ok else "BROKEN"
-    click.echo(f"audit chain {verdict} ({report.checkpoints} signed checkpoints)")
+    anchored = f"the control plane remembers {report.anchored}" if report.anchored else "no anchor to compare"
+    click.echo(f"audit chain {verdict} ({report.checkpoints} signed checkpoints, {anchored})")
 
 
-@click.command()
+@click.command(epilog="Example: km doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
@@ -109,6 +120,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             results.append((name, found.status, found.message, found.remediation))
         except KmError as error:
             results.append((name, "ERROR", str(error), error.hint))
+        except Exception as error:  # noqa: BLE001 - a plugin's check may raise anything; the others go on
+            results.append(
+                (name, "ERROR", f"the check failed: {type(error).__name__}", "reinstall its plugin")
+            )
     if as_json:
         emit_json([{"name": n, "status": s, "message": m, "remediation": r} for n, s, m, r in results])
     else:
@@ -123,16 +138,25 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _find(ref: str) -> tuple[Config, str]:
-    """Resolve a reference; an id with audit files but no record (a destroyed sandbox) counts."""
+    """Resolve a reference for reading; see `_id_of`."""
     from km_core.lifecycle.session import open_session
 
     session = open_session()
     try:
-        if is_sandbox_id(ref) and session.config.audit_dir(ref).is_dir():
-            return session.config, ref
-        return session.config, session.record(ref).id
+        return session.config, _id_of(session, ref)
     finally:
         session.close()
+
+
+def _id_of(session: Session, ref: str, *, offline: bool = False) -> str:
+    """Resolve a reference; an id with evidence but no record (a destroyed sandbox) counts, and ``host``."""
+    from km_core.lifecycle.evidence import HOST, has_evidence
+
+    if ref == HOST or (is_sandbox_id(ref) and has_evidence(session, ref, offline=offline)):
+        return ref
+    if offline:
+        raise NotFoundError(f"there is no evidence of {ref!r}", hint="without kmd only a full id is known")
+    return session.record(ref).id
 
 
 def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
@@ -142,6 +166,8 @@ def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
         batch: list[dict[str, Any]] = []
         for path in sorted(directory.glob("*.jsonl")):
             if path.name == "checkpoints.jsonl":
+                continue
+            if path.is_symlink():
                 continue
             with path.open("rb") as source:
                 source.seek(positions.get(path, 0))
@@ -180,18 +206,20 @@ def _lines(path: Path, *, follow: bool) -> Iterator[str]:
 
 def _readable(record: dict[str, Any]) -> str:
     verdict = str(record.get("verdict") or "")
-    words = [str(record.get("time", "")), f"{record.get('writer', ''):<5}"]
+
+    def shown(key: str) -> str:
+        return printable(str(record.get(key) or ""))
+
+    words = [shown("time"), f"{shown('writer'):<5}"]
     if verdict:
-        words.append(paint(f"{verdict:<5}", verdict))
-    words.append(str(record.get("layer") or record.get("kind") or ""))
-    name = str(record.get("name") or "")
-    address = str(record.get("address") or "")
-    port = f":{record['port']}" if record.get("port") else ""
-    words.append(f"{name or address}{port}")
+        words.append(paint(f"{printable(verdict):<5}", verdict))
+    words.append(shown("layer") or shown("kind"))
+    port = f":{shown('port')}" if record.get("port") else ""
+    words.append(f"{shown('name') or shown('address')}{port}")
     if record.get("rule"):
-        words.append(f"[{record['rule']}]")
-    if record.get("reason"):
-        words.append(str(record["reason"]))
-    if int(record.get("count", 1) or 1) > 1:
-        words.append(f"(x{record['count']})")
+        words.append(f"[{shown('rule')}]")
+    words.append(shown("reason"))
+    count = record.get("count")
+    if isinstance(count, int) and count > 1:
+        words.append(f"(x{count})")
     return " ".join(word for word in words if word)

@@ -124,5 +124,14 @@ _INITIAL = (
     "CREATE INDEX outbox_untold ON outbox (next_at) WHERE told = 0",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL,)
+_ANCHORS = (
+    # No reference to sandboxes: the evidence of a destroyed one is verified too.
+    """CREATE TABLE anchors (
+        sandbox_id TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        digest TEXT NOT NULL
+    ) STRICT""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL, _ANCHORS)
 """Statements by migration; number N (from 1) brings the schema from version N-1 to N."""
