@@ -158,6 +158,12 @@ class PluginError(KmError):
         self.version = version
 
 
+class InternalError(KmError):
+    """Something that km did not expect: a fault of its own."""
+
+    code = "internal"
+
+
 _BY_CODE: dict[str, type[KmError]] = {
     cls.code: cls
     for cls in (

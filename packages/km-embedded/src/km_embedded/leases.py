@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import GuardError
-from km_core.handlers.lifetime import deadline
-from km_core.types import SandboxState
+from km_core.types import SandboxState, deadline
 
 if TYPE_CHECKING:
     from km_core.types import SandboxRecord
@@ -39,8 +38,7 @@ class Leases:
         Raises:
             GuardError: the sandbox may not have traffic.
         """
-        allowed = holder == SUPERVISOR or record.state in _ALWAYS
-        if not allowed and not (record.state in _STARTING and fresh_token):
+        if holder != SUPERVISOR and not _may_pass(record, fresh_token=fresh_token):
             raise GuardError(f"a {record.state} sandbox gets no lease", where=record.id)
         self._asked[record.id, holder] = now
         return {
@@ -50,6 +48,23 @@ class Leases:
             "policy_version": record.plan_digest,
         }
 
+    def require_spending(self, record: SandboxRecord, *, fresh_token: bool, now: float) -> None:
+        """
+        Raise unless a sandbox may spend money at *now*: it may have traffic, and its time has not passed.
+
+        The gate sees to both by itself; this holds for one that does not.
+
+        Raises:
+            GuardError: it may not.
+        """
+        ends = deadline(record)
+        if not _may_pass(record, fresh_token=fresh_token) or 0 < ends <= now:
+            raise GuardError(
+                "the sandbox may not spend",
+                where=record.id,
+                why=f"it is {record.state}" if not 0 < ends <= now else "its time to live has passed",
+            )
+
     def asked_at(self, sandbox_id: str, holder: str) -> float:
         """Return when *holder* last got a lease, 0 for never."""
         return self._asked.get((sandbox_id, holder), 0.0)
@@ -58,3 +73,7 @@ class Leases:
         """Forget a sandbox's holders."""
         for key in [key for key in self._asked if key[0] == sandbox_id]:
             del self._asked[key]
+
+
+def _may_pass(record: SandboxRecord, *, fresh_token: bool) -> bool:
+    return record.state in _ALWAYS or (record.state in _STARTING and fresh_token)

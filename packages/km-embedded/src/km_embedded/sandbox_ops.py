@@ -85,8 +85,7 @@ class SandboxOps:
         service = self._service
         service.evidence.require(self._id)
         record = service.records.get(self._id)
-        fresh = service.sockets.token_version(self._id) >= service.records.state_version(self._id)
-        return service.leases.renew(record, holder, fresh_token=fresh, now=service.clock())
+        return service.leases.renew(record, holder, fresh_token=self._fresh_token(), now=service.clock())
 
     def reserve(
         self, _peer: Peer, call_id: str, model: str, provider: str, amount_nusd: int
@@ -94,10 +93,16 @@ class SandboxOps:
         """Hold money for a call."""
         service = self._service
         service.evidence.require(self._id)
+        record = service.records.get(self._id)
+        service.leases.require_spending(record, fresh_token=self._fresh_token(), now=service.clock())
         with service.db.transaction():
             return service.ledger.reserve(
                 self._id, call_id, provider=provider, model=model, amount=amount_nusd, now=service.clock()
             )
+
+    def _fresh_token(self) -> bool:
+        service = self._service
+        return service.sockets.token_version(self._id) >= service.records.state_version(self._id)
 
     def settle(
         self, _peer: Peer, call_id: str, cost_nusd: int, usage: dict[str, Any] | None = None

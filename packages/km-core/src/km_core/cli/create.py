@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from km_core.cli.output import Progress, emit_json, note, remaining
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command(
@@ -20,9 +17,7 @@ Examples:
   km create profile.yaml --docker --alias dev1 --ttl 2h
   km create profile.yaml --dry-run --json"""
 )
-@click.argument(
-    "profile", type=click.Path(path_type=__import__("pathlib").Path, dir_okay=False, allow_dash=True)
-)
+@click.argument("profile", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--substrate", metavar="NAME", help="Where to run; default: the profile's own.")
 @click.option("--docker", is_flag=True, help="Short for --substrate docker.")
 @click.option("--alias", default="", help="A name of your own: a lower-case word.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from km_core.cli.output import dollars, emit_json, iso, note, paint, remaining, table
-from km_core.errors import KmError
+from km_core.errors import KmError, NotFoundError
 
 if TYPE_CHECKING:
     from km_core.lifecycle.session import Session
@@ -71,6 +72,15 @@ def budget_json(summary: dict[str, Any]) -> dict[str, Any]:
     return pools
 
 
+def _all_of(session: Session, records: list[SandboxRecord]) -> list[dict[str, Any]]:
+    """Describe sandboxes; one that is destroyed meanwhile is left out."""
+    described = []
+    for record in records:
+        with contextlib.suppress(NotFoundError):
+            described.append(describe(session, record))
+    return described
+
+
 @click.command("list", epilog="Example: km list --json | jq '.[].id'")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--wide", is_flag=True, help="More columns.")
@@ -82,7 +92,7 @@ def list_command(as_json: bool, wide: bool) -> None:
     try:
         records = session.records()
         if as_json:
-            emit_json([describe(session, record) for record in records])
+            emit_json(_all_of(session, records))
             return
         if not records:
             note("No running sandboxes.")
@@ -95,7 +105,10 @@ def list_command(as_json: bool, wide: bool) -> None:
             state = paint(str(record.state), str(record.state))
             row = [str(record.number), record.alias or "-", record.id]
             if wide:
-                ai = session.control.call("budget.get", id=record.id)["ai"]
+                try:
+                    ai = session.control.call("budget.get", id=record.id)["ai"]
+                except NotFoundError:
+                    continue
                 spend = f"{dollars(ai['spent_nusd'])} / {dollars(ai['limit_nusd'])}"
                 row += [record.profile, record.substrate, state, remaining(record.expires_at), spend]
             else:
@@ -118,7 +131,12 @@ def status(ref: str | None, as_json: bool) -> None:
         records = [session.record(ref)] if ref else session.records()
         described = []
         for record in records:
-            data = describe(session, record)
+            try:
+                data = describe(session, record)
+            except NotFoundError:
+                if ref:
+                    raise
+                continue
             data["runtime"] = _runtime(session, record)
             data["upstreams"] = {host: up.url for host, up in session.config.upstreams.items()}
             described.append(data)

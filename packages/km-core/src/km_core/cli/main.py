@@ -16,6 +16,10 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from click.shell_completion import CompletionItem
+
+    from km_core.errors import KmError
+
 _TABLE: dict[str, tuple[str, str]] = {
     "validate": ("km_core.cli.profile:validate", "Check profiles and say what is wrong, and where."),
     "compile": (
@@ -63,7 +67,7 @@ class LazyGroup(click.Group):
         if name in _TABLE:
             return _load(_TABLE[name][0])
         entry = _plugin_commands().get(name)
-        return entry.load() if entry is not None else None
+        return _load_entry(entry) if entry is not None else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the command list without importing anything."""
@@ -74,14 +78,26 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name from the table; click's own way imports every command."""
+        from click.shell_completion import CompletionItem
+
+        items = [
+            CompletionItem(name, help=_TABLE[name][1] if name in _TABLE else None)
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Add a spelling suggestion to click's own message."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        known = [*self.list_commands(ctx), *_ALIASES, "_internal"]
+        if args and args[0] not in known and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], [*self.list_commands(ctx), *_ALIASES], n=1)
+            near = difflib.get_close_matches(args[0], [name for name in known if name[0] != "_"], n=1)
             hint = f" Did you mean {near[0]}?" if near else " km --help lists the commands."
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -90,6 +106,24 @@ class LazyGroup(click.Group):
 def _load(target: str) -> click.Command:
     module, _, name = target.partition(":")
     command: click.Command = getattr(import_module(module), name)
+    return command
+
+
+def _load_entry(entry: Any) -> click.Command:
+    """Import a plugin's command; raises `PluginError` naming its distribution."""
+    from km_core.errors import PluginError
+
+    try:
+        command: click.Command = entry.load()
+    except Exception as error:
+        dist = entry.dist
+        raise PluginError(
+            f"the command cannot be imported: {type(error).__name__}",
+            plugin=entry.name,
+            distribution=dist.name if dist is not None else "",
+            version=dist.version if dist is not None else "",
+            hint="reinstall the distribution",
+        ) from error
     return command
 
 
@@ -138,6 +172,10 @@ def cli(log_level: str | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``km`` and return its exit code (spec/cli.md section 1.2); used as console script."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        from km_core.lifecycle.interrupts import end_on_signals
+
+        end_on_signals()
     code = _run(arguments)
     if argv is None:
         sys.exit(code)
@@ -151,27 +189,62 @@ def _run(arguments: list[str]) -> int:
         result = cli.main(args=arguments, prog_name="km", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except click.Abort:
-        click.echo("Aborted.", err=True)
-        return 130
-    except click.UsageError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return 1
-    except KmError as error:
-        from km_core.cli.output import show_error
-
-        show_error(error, as_json="--json" in arguments)
-        return error.exit_code
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    except click.ClickException as error:
+        return _misused(error, arguments)
+    except KmError as error:
+        return _failed(error, arguments)
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        return _failed(KmError(what, where=str(error.filename or "")), arguments)
+    except Exception as error:  # noqa: BLE001 - nobody is to be shown a traceback
+        return _unexpected(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Say whether ``--json`` is this command's own option, not one of a command that runs inside."""
+    command = next((item for item in arguments if not item.startswith("-")), "")
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in own and _ALIASES.get(command, command) not in {"exec", "shell"}
+
+
+def _failed(error: KmError, arguments: list[str]) -> int:
+    from km_core.cli.output import show_error
+
+    show_error(error, as_json=_wants_json(arguments))
+    return error.exit_code
+
+
+def _misused(error: click.ClickException, arguments: list[str]) -> int:
+    """Show one of click's errors: its own form for people, ours as JSON."""
+    from km_core.errors import UsageError
+
+    if _wants_json(arguments):
+        from km_core.cli.output import emit_json
+
+        emit_json({"error": UsageError(error.format_message()).to_dict()})
+    error.show()
+    return 2 if isinstance(error, click.UsageError) else 1
+
+
+def _unexpected(error: Exception, arguments: list[str]) -> int:
+    """Say where something went wrong; the error's text may hold anything, so it is redacted."""
+    import os
+    import traceback
+
+    from km_core.audit.redact import redact_text
+    from km_core.errors import InternalError
+
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    why = redact_text(f"{type(error).__name__}: {error}")[:500]
+    if os.environ.get("KM_LOG_LEVEL") in {"debug", "trace"}:
+        click.echo(redact_text("".join(traceback.format_exception(error))), err=True)
+    hint = "this is a fault of km: please report it with what KM_LOG_LEVEL=debug shows"
+    return _failed(InternalError("something unexpected happened", where=place, why=why, hint=hint), arguments)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,18 @@ def emit_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=False))
 
 
+def printable(text: str) -> str:
+    """
+    Return *text* with control characters escaped.
+
+    What a sandbox wrote must not reach the operator's terminal as commands to it (ECMA-48 sequences,
+    bidirectional overrides).
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def note(text: str) -> None:
     """Print a remark on stderr."""
     click.echo(text, err=True)
@@ -77,9 +89,9 @@ def show_error(error: KmError, *, as_json: bool = False) -> None:
         emit_json(data)
     for problem in problems:
         show_problem(problem)
-    note(f"error: {error}" if not problems else f"error: {error.what}")
+    note(printable(f"error: {error}" if not problems else f"error: {error.what}"))
     if error.hint:
-        note(f"  hint: {error.hint}   [{error.code}]")
+        note(printable(f"  hint: {error.hint}   [{error.code}]"))
 
 
 def show_problem(problem: Problem) -> None:
