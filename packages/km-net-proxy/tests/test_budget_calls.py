@@ -555,3 +555,26 @@ def test_the_gates_end_writes_down_what_runs():
             rig.gate = None
 
     run(main)
+
+
+def test_bodies_of_parallel_calls_share_one_bound_of_memory():
+    async def main():
+        async with Rig(limit=10**12) as rig:
+            await rig.serve(AI, ok(json.dumps(USAGE).encode()))
+            await rig.up()
+            from km_net_proxy.http.context import BodyRoom
+
+            rig.gate.context.room = BodyRoom(3 << 20)
+            big = call(messages=["x" * (2 << 20)])
+            reader, writer = await rig.tls(AI)
+            data = post(big)
+            writer.write(data[: len(data) - 10])
+            await asyncio.sleep(0.3)
+            status, _, body = await one(rig, big)
+            assert (status, json.loads(body)["km"]["code"]) == (403, "gate_busy")
+            writer.write(data[len(data) - 10 :])
+            assert (await answer(reader))[0] == 200
+            writer.close()
+            assert (await one(rig, big))[0] == 200
+
+    run(main)

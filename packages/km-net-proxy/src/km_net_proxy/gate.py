@@ -280,6 +280,7 @@ class Gate:
             inside=InsideApi(budget, sandbox_id=given.sandbox_id),
             dns=dns,
             meters=intercepted,
+            owned=frozenset(owned),
         )
         parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease)
         return cls(context, parts, redirect=given.how == "redirect")

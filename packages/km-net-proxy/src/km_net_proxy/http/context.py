@@ -54,6 +54,29 @@ class Evidence:
         self._chain.append({"kind": kind, **{key: value for key, value in data.items() if value != ""}})
 
 
+class BodyRoom:
+    """
+    Bounds what request bodies hold in memory together: a sandbox may starve its gate, not the host.
+
+    Args:
+        limit: bytes for all bodies being read or sent.
+    """
+
+    def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
+        self._left = limit
+
+    def take(self, count: int) -> bool:
+        """Take room for *count* bytes; False when there is not so much."""
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+    def give(self, count: int) -> None:
+        """Give room back."""
+        self._left += count
+
+
 @define
 class GateContext:
     """
@@ -70,6 +93,8 @@ class GateContext:
         upstreams: opens and keeps connections for requests.
         authority: the sandbox's CA.
         meters: by host; these hosts are intercepted.
+        room: memory for the bodies of model calls.
+        owned: every host that a meter owns, whether the profile allows it or not.
         intercepted: further hosts that are intercepted without a meter.
         budget: the AI pool.
         secrets: credentials to inject.
@@ -92,6 +117,8 @@ class GateContext:
     dns: DnsOverTcp | None = None
     meters: Mapping[str, Meter] = field(factory=dict)
     intercepted: frozenset[str] = frozenset()
+    owned: frozenset[str] = frozenset()
+    room: BodyRoom = field(factory=BodyRoom)
 
     def intercepts(self, name: str) -> bool:
         """Whether TLS to *name* is opened here."""

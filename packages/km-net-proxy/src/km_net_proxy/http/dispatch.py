@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from km_core.errors import AuditError
-from km_core.policy import INSIDE_NAME, canonical_name
+from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_request
-from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
+from km_net_proxy.http.hello import ClientHello, HelloError
+from km_net_proxy.http.judge import Judge
 from km_net_proxy.http.peek import peek, peek_hello
 from km_net_proxy.http.refusal import ACCESS_DENIED, blocked_page, json_error, printable, response
-from km_net_proxy.http.relay import PASS, REFUSE, Relay, reset_on_close
+from km_net_proxy.http.relay import Relay, reset_on_close
 from km_net_proxy.http.scope import Scope, authority_of
 from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import attach
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.dial import Dialled
-    from km_net_proxy.http.stream import Stream
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -47,18 +47,6 @@ _V4_SYNTHETIC = ipaddress.IPv4Network("198.18.0.0/15")
 _V6_SYNTHETIC = ipaddress.IPv6Network("fdc0:6b6d::/64")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _REFUSAL_WAIT_S = 2.0
-_METHODS = (
-    b"GET ",
-    b"POST ",
-    b"PUT ",
-    b"HEAD ",
-    b"DELETE ",
-    b"OPTIONS ",
-    b"PATCH ",
-    b"CONNECT ",
-    b"TRACE ",
-    b"PRI ",
-)
 
 
 class Dispatcher:
@@ -72,6 +60,7 @@ class Dispatcher:
 
     def __init__(self, gate: GateContext, *, proxy_port: int = PROXY_PORT) -> None:
         self._gate = gate
+        self._judge = Judge(gate)
         self._proxy_port = proxy_port
 
     async def serve(self, connection: Connection, sock: socket.socket, address: Address, port: int) -> None:
@@ -160,7 +149,7 @@ class Dispatcher:
         self, connection: Connection, sock: socket.socket, verdict: Verdict, scope: Scope
     ) -> bool:
         """Record the decision; refuse what is denied or not covered by a lease."""
-        self._decided(verdict, scope)
+        self._judge.decided(verdict, scope)
         if not verdict.allow:
             await self._refuse(connection, sock, verdict, scope, recorded=True)
             return False
@@ -172,16 +161,6 @@ class Dispatcher:
             await self._refuse(connection, sock, lapsed, scope)
             return False
         return True
-
-    def _decided(self, verdict: Verdict, scope: Scope, *, sni: str = "") -> None:
-        self._gate.evidence.decided(
-            verdict,
-            "connect",
-            name=scope.name,
-            address="" if scope.address is None else str(scope.address),
-            port=scope.port,
-            detail=f"sni={printable(sni, 255)}" if sni else "",
-        )
 
     # -- refusals ---------------------------------------------------------------------------------
 
@@ -196,7 +175,7 @@ class Dispatcher:
     ) -> None:
         """Tell a client no: a page on port 80, an alert where TLS speaks, a reset elsewhere."""
         if not recorded:
-            self._decided(verdict, scope)
+            self._judge.decided(verdict, scope)
         if scope.port not in (80, 443):
             reset_on_close(sock)
             return
@@ -241,8 +220,10 @@ class Dispatcher:
         stream = await attach(take(sock))
         try:
             await Session(self._gate, connection, stream, scope).run()
-        finally:
-            finish(stream)
+        except BaseException:
+            stream.reset()
+            raise
+        stream.close()
 
     async def _tls(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         """Judge a TLS connection to a name by its ClientHello; open it or pass it on."""
@@ -250,12 +231,12 @@ class Dispatcher:
             hello = await peek_hello(sock)
         except HelloError as error:
             verdict = Verdict(False, "builtin:tunnel-not-tls", "tls", f"tunnel_not_tls: {error}")
-            self._decided(verdict, scope)
+            self._judge.decided(verdict, scope)
             reset_on_close(sock)
             return
-        verdict = self._judge_hello(hello, scope)
+        verdict = self._judge.hello(hello, scope)
         if not verdict.allow:
-            self._decided(verdict, scope, sni=hello.sni or "")
+            self._judge.decided(verdict, scope, sni=hello.sni or "")
             await self._last_words(connection, sock, ACCESS_DENIED)
             return
         if self._gate.intercepts(scope.name):
@@ -265,22 +246,6 @@ class Dispatcher:
             reset_on_close(sock)
             return
         await self._tunnel(connection, sock, scope, hello=hello)
-
-    def _judge_hello(self, hello: ClientHello, scope: Scope) -> Verdict:
-        if hello.sni is None:
-            return Verdict(False, "builtin:tls-sni-missing", "tls", "tls_sni_missing: no server name is sent")
-        try:
-            name = canonical_name(hello.sni)
-        except ValueError:
-            name = ""
-        if name != scope.name:
-            return Verdict(
-                False,
-                "builtin:tls-sni-mismatch",
-                "tls",
-                "tls_sni_mismatch: the server name is not the name that was dialled",
-            )
-        return Verdict(True, "builtin:tls-sni", "tls", "the server name is the name that was dialled")
 
     async def _intercept(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         context = self._gate.authority.context(scope.name)
@@ -298,64 +263,14 @@ class Dispatcher:
             return
         try:
             await Session(self._gate, connection, stream, evolve(scope, tls=True)).run()
-        finally:
-            finish(stream)
+        except BaseException:
+            stream.reset()
+            raise
+        stream.close()
 
     async def _opaque(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         """Pass on a connection on a port of its own; TLS inside it is still judged by its name."""
-        await self._tunnel(connection, sock, scope, check=lambda data: self._first_bytes(data, scope))
-
-    def _first_bytes(self, data: bytes, scope: Scope) -> int:
-        """Judge the first bytes a client sends into an opaque tunnel (see `relay.Check`)."""
-        if not data:
-            return PASS
-        try:
-            if data[0] == _TLS_BYTE:
-                found = read_client_hello(data)
-                if isinstance(found, int):
-                    return found
-                return self._opaque_hello(found, scope)
-            if self._gate.policy.https_only and any(method.startswith(data) for method in _METHODS):
-                return len(data) + 1
-            if self._gate.policy.https_only and data.startswith(_METHODS):
-                verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
-                self._decided(verdict, scope)
-                return REFUSE
-        except HelloError as error:
-            self._refused_quietly(Verdict(False, "builtin:tls-malformed", "tls", str(error)), scope)
-            return REFUSE
-        except AuditError:
-            return REFUSE
-        return PASS
-
-    def _opaque_hello(self, hello: ClientHello, scope: Scope) -> int:
-        verdict = self._judge_hello(hello, scope) if scope.name else self._judge_literal_hello(hello)
-        if verdict.allow:
-            return PASS
-        self._decided(verdict, scope, sni=hello.sni or "")
-        return REFUSE
-
-    def _judge_literal_hello(self, hello: ClientHello) -> Verdict:
-        """A server name towards an allowed address: any, but none that must be opened or is denied."""
-        allowed = Verdict(True, "builtin:tls-literal", "tls", "the address is allowed")
-        if hello.sni is None:
-            return allowed
-        try:
-            name = canonical_name(hello.sni)
-        except ValueError:
-            return allowed
-        if self._gate.intercepts(name):
-            return Verdict(
-                False,
-                "builtin:tls-sni-mismatch",
-                "tls",
-                "tls_sni_mismatch: this host is not reached by address",
-            )
-        return allowed
-
-    def _refused_quietly(self, verdict: Verdict, scope: Scope) -> None:
-        with contextlib.suppress(AuditError):
-            self._decided(verdict, scope)
+        await self._tunnel(connection, sock, scope, check=lambda data: self._judge.first_bytes(data, scope))
 
     async def _tunnel(
         self,
@@ -466,7 +381,7 @@ class Dispatcher:
             verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
         literal = authority.address
         scope = Scope("" if literal is not None else authority.host, literal, authority.port)
-        self._decided(verdict, scope)
+        self._judge.decided(verdict, scope)
         if verdict.allow:
             return scope
         if verdict.layer == "lease":
@@ -496,14 +411,6 @@ def _incomplete(head: bytes) -> bool:
     except HeadError:
         return False
     return True
-
-
-def finish(stream: Stream) -> None:
-    """Close a stream; what it still holds for a client that does not read is dropped."""
-    if stream.full:
-        stream.abort()
-    else:
-        stream.close()
 
 
 def take(sock: socket.socket) -> socket.socket:

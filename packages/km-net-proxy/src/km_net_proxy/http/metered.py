@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from km_core.types import CallPlan, Endpoint, Meter, Usage
     from km_core.types.meter import Decoder, ResponseFilter, UsageParser
     from km_net_proxy.budget import Reservation
+    from km_net_proxy.http.context import BodyRoom
     from km_net_proxy.http.head import RequestHead, ResponseHead
     from km_net_proxy.http.scope import Target
     from km_net_proxy.http.session import Session
@@ -124,6 +125,23 @@ class MeterTap:
         return None if decoder.failed else parser.finish()
 
 
+class _Hold:
+    """What one call's body takes of the gate's `BodyRoom`."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self._taken = 0
+
+    def more(self, count: int) -> None:
+        if not self._room.take(count):
+            raise Refused("gate_busy", "too many large model calls are under way at once; try again")
+        self._taken += count
+
+    def release(self) -> None:
+        self._room.give(self._taken)
+        self._taken = 0
+
+
 class ModelCalls:
     """
     Serves requests to one metered host.
@@ -184,10 +202,14 @@ class ModelCalls:
         fields, path = await self._credentials(request, target)
         if endpoint.kind is not EndpointKind.METERED:
             return await self._pass(request, target, path, fields)
-        body = await self._body(request)
-        plan = await self._plan(endpoint, headers, body)
-        reservation = await self._gate.budget.reserve(self._meter.name, plan)
-        return await self._call(request, target, path, fields, endpoint=endpoint, reservation=reservation)
+        hold = _Hold(self._gate.room)
+        try:
+            body = await self._body(request, hold)
+            plan = await self._plan(endpoint, headers, body)
+            reservation = await self._gate.budget.reserve(self._meter.name, plan)
+            return await self._call(request, target, path, fields, endpoint=endpoint, reservation=reservation)
+        finally:
+            hold.release()
 
     async def _credentials(
         self, request: RequestHead, target: Target
@@ -244,7 +266,7 @@ class ModelCalls:
         if status == 401 and self._meter.injection is not None:
             self._gate.secrets.doubt(self._meter.injection.secret)
 
-    async def _body(self, request: RequestHead) -> bytes:
+    async def _body(self, request: RequestHead, hold: _Hold) -> bytes:
         """Read the whole request body, decoded."""
         session = self._session
         if request.length > MAX_BODY:
@@ -259,6 +281,7 @@ class ModelCalls:
                 size += len(piece)
                 if size > MAX_BODY:
                     raise Refused("ai_request_too_large", f"a model call may have at most {MAX_BODY} bytes")
+                hold.more(len(piece))
                 pieces.append(piece)
         except (HeadError, UpstreamLostError) as error:
             raise RequestRefused.error(400, "http_malformed", str(error), close=True) from error
@@ -266,9 +289,11 @@ class ModelCalls:
         request.length = 0
         coding = request.index.get(b"content-encoding", b"").decode("latin-1")
         try:
-            return decode_whole(coding, b"".join(pieces), MAX_BODY)
+            body = decode_whole(coding, b"".join(pieces), MAX_BODY)
         except CodingError as error:
             raise Refused("ai_request_unreadable", f"the request's body cannot be read: {error}") from error
+        hold.more(max(len(body) - size, 0))
+        return body
 
     async def _plan(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> CallPlan:
         try:

@@ -22,6 +22,10 @@ HIGH_WATER = 256 * 1024
 """Bytes after which reading pauses and writing waits."""
 
 
+CLOSE_S = 10.0
+"""How long a closed connection may take to send what it still holds."""
+
+
 class Stream(asyncio.Protocol):
     """
     One connection's bytes.
@@ -193,8 +197,10 @@ class Stream(asyncio.Protocol):
         return self._transport
 
     def close(self) -> None:
-        """Close after what was written has gone."""
+        """Close after what was written has gone, or after `CLOSE_S` when nobody takes it."""
         if self._transport is not None and not self.lost:
+            if self._transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
             self._transport.close()
 
     def abort(self) -> None:
