@@ -155,3 +155,17 @@ def test_a_key_is_made_once_and_refused_when_others_can_read_it(tmp_path):
     path.symlink_to("/dev/zero")
     with pytest.raises(ControlError):
         read_key(path)
+
+
+def test_an_audit_directory_that_a_substrate_gave_to_its_gates_group_is_kept(tmp_path: Path) -> None:
+    """The sticky bit keeps the gate from replacing what kmd wrote; without it the directory is refused."""
+    path = tmp_path / "audit"
+    path.mkdir()
+    path.chmod(0o1770)
+    private_dir(path, shared=True)
+    assert path.stat().st_mode & 0o7777 == 0o1770
+    with pytest.raises(ControlError):
+        private_dir(path)
+    path.chmod(0o770)
+    with pytest.raises(ControlError):
+        private_dir(path, shared=True)

@@ -222,7 +222,7 @@ class Evidence:
     def _directory(self, sandbox_id: str) -> Any:
         private_dir(self._config.home / "audit")
         directory = self._config.audit_dir(sandbox_id)
-        private_dir(directory)
+        private_dir(directory, shared=True)
         return directory
 
     def _checkpoints(self, sandbox_id: str) -> Checkpoints:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 
 
-def private_dir(path: Path, *, follow: bool = False) -> None:
+def private_dir(path: Path, *, follow: bool = False, shared: bool = False) -> None:
     """
     Make *path* a directory that only this user can enter, or refuse.
 
@@ -25,6 +25,8 @@ def private_dir(path: Path, *, follow: bool = False) -> None:
     Args:
         path: the directory; its parents are made when absent.
         follow: whether *path* may be a symbolic link (a home directory may, one in ``/tmp`` may not).
+        shared: whether a substrate may have opened it to its gate's group with the sticky bit (1770):
+            the gate then adds files of its own and can neither remove nor replace ours.
 
     Raises:
         ControlError: it belongs to somebody else, is a link or no directory, or others may write to it.
@@ -46,6 +48,8 @@ def private_dir(path: Path, *, follow: bool = False) -> None:
                 hint="set KM_HOME and KM_RUNTIME_DIR to directories of your own",
             )
         mode = stat.S_IMODE(found.st_mode)
+        if shared and mode == 0o1770:
+            return
         if mode & 0o022:
             raise ControlError(
                 f"others may write to the directory (mode {mode:04o})",
