@@ -28,6 +28,7 @@ PACKAGES = (
     "openssl",
     "procps",
     "python3",
+    "python3-venv",
     "tmux",
     "uuid-runtime",
 )
