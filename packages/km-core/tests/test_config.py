@@ -80,3 +80,41 @@ def test_sockets_of_two_homes_never_meet(tmp_path):
 
     assert first.runtime_dir != second.runtime_dir
     assert len(str(first.runtime_dir / "sb-00000000" / "gate" / "bootstrap.sock")) < 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "profile_search_paths: [1]\n",
+        "local: {read_only_paths: [{a: 1}]}\n",
+        "ai: {openaiCompatibleHosts: [null]}\n",
+        "private_hosts: [{host: a.example, cidr: nonsense}]\n",
+        "max_sandboxes: -1\n",
+        "domain: 2001-99-99\n",
+        "[" * 3000,
+    ],
+)
+def test_a_value_that_would_fail_later_is_refused_with_its_file(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, text)
+
+    assert str(tmp_path) in caught.value.where
+
+
+def test_a_key_without_a_value_keeps_its_default(tmp_path):
+    loaded = config(tmp_path, "max_sandboxes:\ncontrol_plane:\n")
+
+    assert (10, "embedded") == (loaded.max_sandboxes, loaded.control_plane)
+
+
+def test_a_configuration_that_was_named_must_be_there(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config({"KM_HOME": str(tmp_path), "KM_CONFIG_PATH": str(tmp_path / "missing.yaml")})
+
+
+def test_relative_directories_hold_for_processes_that_leave_this_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_config({"KM_HOME": "h", "KM_RUNTIME_DIR": "r", "XDG_RUNTIME_DIR": "x"})
+
+    assert (tmp_path / "h", tmp_path / "r") == (loaded.home, loaded.runtime_dir)
+    assert load_config({"KM_HOME": "h", "XDG_RUNTIME_DIR": "."}).runtime_dir.is_absolute()

@@ -105,7 +105,9 @@ def test_why_kmd_did_not_start_reaches_the_command(config):
     Database(
         config.home / "km.db", migrations=(*MIGRATIONS, ("CREATE TABLE extra (a INTEGER) STRICT",))
     ).close()
-    with pytest.raises(ControlUnavailableError, match=f"schema {len(MIGRATIONS) + 1}, this km knows {len(MIGRATIONS)}") as caught:
+    with pytest.raises(
+        ControlUnavailableError, match=f"schema {len(MIGRATIONS) + 1}, this km knows {len(MIGRATIONS)}"
+    ) as caught:
         connect(config)
     assert "upgrade km" in caught.value.hint
     assert take_lock(config) is not None

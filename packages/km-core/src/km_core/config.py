@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ _SUBKEYS: dict[str, dict[str, Any]] = {
     "limits": {"memory": str, "cpus": (int, float), "pids": int},
     "ai": {"openaiCompatibleHosts": list},
 }
+
+_TEXT_LISTS = frozenset({"profile_search_paths", "local.read_only_paths", "ai.openaiCompatibleHosts"})
 
 
 @frozen
@@ -111,9 +114,10 @@ def default_runtime_dir(home: Path, env: Mapping[str, str]) -> Path:
     short digest of the home directory, never below the home directory itself.
     """
     if env.get("KM_RUNTIME_DIR"):
-        return Path(env["KM_RUNTIME_DIR"])
+        # Absolute, because kmd and supervisors leave the caller's directory.
+        return Path(env["KM_RUNTIME_DIR"]).absolute()
     base = env.get("XDG_RUNTIME_DIR") or ""
-    if not base or not Path(base).is_dir():
+    if not base.startswith("/") or not os.path.isdir(base):  # noqa: PTH112 - False, not an error, without permission
         user_run = Path(f"/run/user/{os.getuid()}")
         base = str(user_run) if user_run.is_dir() else "/tmp"  # noqa: S108 - made 0700 and owner-checked
     digest = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]
@@ -128,15 +132,21 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
         ConfigError: the file does not parse, holds an unknown key or a value of the wrong type.
     """
     env = os.environ if env is None else env
-    home = Path(env.get("KM_HOME") or "~/.km").expanduser().absolute()
-    path = Path(env["KM_CONFIG_PATH"]) if env.get("KM_CONFIG_PATH") else home / "config.yaml"
-    data = _read(path) if path.exists() else {}
+    try:
+        home = Path(env.get("KM_HOME") or "~/.km").expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise ConfigError("the home directory is not known", why=str(error), hint="set KM_HOME") from error
+    named = env.get("KM_CONFIG_PATH")
+    path = Path(named).absolute() if named else home / "config.yaml"
+    data = _read(path, needed=bool(named))
     for key, kind in _KNOWN.items():
         text = env.get("KM_" + key.upper())
         if text and kind is str:
             data[key] = text
         elif text and kind is int:
             data[key] = _int(text, f"KM_{key.upper()}")
+    if (data.get("max_sandboxes") or 0) < 0:
+        raise ConfigError("max_sandboxes must be 0 (no limit) or more", where=str(path))
     docker = dict(data.get("docker") or {})
     if env.get("KM_SANDBOX_IMAGE"):
         docker["image"] = env["KM_SANDBOX_IMAGE"]
@@ -163,13 +173,21 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, needed: bool) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError) and not needed:
+            return {}
         raise ConfigError("the configuration cannot be read", where=str(path), why=str(error)) from error
+    try:
+        data = yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:
+        # Such as a date that does not exist.
+        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ConfigError("the configuration is not valid YAML", where=str(path), why=why) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -184,7 +202,8 @@ def _read(path: Path) -> dict[str, Any]:
     for section, keys in _SUBKEYS.items():
         if data.get(section) is not None:
             _check(data[section], keys, path, section + ".")
-    return data
+    # A key without a value is one that was not written.
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def _check(data: Mapping[Any, Any], known: Mapping[str, Any], path: Path, prefix: str) -> None:
@@ -202,6 +221,13 @@ def _check(data: Mapping[Any, Any], known: Mapping[str, Any], path: Path, prefix
             )
         if value is not None and (not isinstance(value, known[key]) or isinstance(value, bool)):
             raise ConfigError(f"{prefix}{key} has the wrong type ({type(value).__name__})", where=str(path))
+        if isinstance(value, list) and prefix + str(key) in _TEXT_LISTS:
+            for item in value:
+                if not isinstance(item, str):
+                    raise ConfigError(
+                        f"{prefix}{key} must be a list of texts, not of {type(item).__name__}",
+                        where=str(path),
+                    )
 
 
 def _upstreams(data: Mapping[str, Any], path: Path) -> dict[str, Upstream]:
@@ -227,6 +253,10 @@ def _private(data: list[Any], path: Path) -> tuple[tuple[str, str], ...]:
     for item in data:
         if not isinstance(item, dict) or set(item) != {"host", "cidr"}:
             raise ConfigError("each of private_hosts must be {host, cidr}", where=str(path))
+        try:
+            ipaddress.ip_network(str(item["cidr"]))
+        except ValueError as error:
+            raise ConfigError("private_hosts: not a CIDR", where=str(path), why=str(error)) from error
         result.append((str(item["host"]).lower().rstrip("."), str(item["cidr"])))
     return tuple(result)
 

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from km_core.config import load_config
-from km_core.errors import ControlError, KmError
+from km_core.errors import KmError
 from km_embedded.files import private_dir
 from km_embedded.log import file_log
 from km_embedded.service import Service
@@ -184,7 +184,8 @@ def run() -> int:
     """Run as ``python -m km_embedded.kmd``."""
     try:
         return main(sys.argv[1:])
-    except ControlError as error:
+    except KmError as error:
+        # Its starter shows the first line and the hint: never a traceback.
         sys.stderr.write(f"error: {error}\n  hint: {error.hint}\n")
         return error.exit_code
 

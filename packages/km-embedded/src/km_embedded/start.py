@@ -55,9 +55,11 @@ def connect(config: Config) -> ControlClient:
         client = _answering(config)
         if client is not None:
             return client
-        if not _start(config) and time.monotonic() >= deadline:
+        started = _start(config)
+        # Not endless either when each kmd that starts is gone before it answers.
+        if time.monotonic() >= deadline:
             raise ControlUnavailableError(
-                "kmd holds its lock and does not answer",
+                "kmd starts and does not answer" if started else "kmd holds its lock and does not answer",
                 where=str(config.runtime_dir / "kmd.sock"),
                 hint=f"look into {config.home / 'kmd.log'}, or end it with km daemon stop",
             )

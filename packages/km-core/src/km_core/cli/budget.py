@@ -49,7 +49,7 @@ def add(ref: str, ai: str | None, compute: str | None, as_json: bool) -> None:
         session.close()
 
 
-@budget.command()
+@budget.command(epilog="Example: km budget show dev1 --json")
 @click.argument("ref")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def show(ref: str, as_json: bool) -> None:

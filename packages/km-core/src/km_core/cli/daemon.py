@@ -13,15 +13,17 @@ def daemon() -> None:
     """Show, start or stop the control plane; it normally starts by itself."""
 
 
-@daemon.command()
+@daemon.command(epilog="Example: km daemon status --json")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Say whether the control plane runs, without starting it; exit code 1 when it does not."""
     from km_core.config import load_config
     from km_core.control.rpc import ControlClient
+    from km_core.lifecycle.files import require_own
 
     config = load_config()
+    require_own(config.runtime_dir)
     try:
         with ControlClient(config.runtime_dir / "kmd.sock", timeout_s=5) as client:
             answer = client.call("ping")
@@ -39,7 +41,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         )
 
 
-@daemon.command()
+@daemon.command(epilog="Example: km daemon start")
 def start() -> None:
     """Start the control plane."""
     from km_core.lifecycle.session import open_session
@@ -51,14 +53,17 @@ def start() -> None:
         session.close()
 
 
-@daemon.command()
+@daemon.command(epilog="Example: km daemon stop")
 def stop() -> None:
     """Stop the control plane; supervisors of running sandboxes start it again."""
     from km_core.config import load_config
     from km_core.control.rpc import ControlClient
+    from km_core.lifecycle.files import require_own
 
+    config = load_config()
+    require_own(config.runtime_dir)
     try:
-        with ControlClient(load_config().runtime_dir / "kmd.sock", timeout_s=5) as client:
+        with ControlClient(config.runtime_dir / "kmd.sock", timeout_s=5) as client:
             client.call("shutdown")
     except ControlUnavailableError:
         note("kmd is not running.")

@@ -12,7 +12,7 @@ def plugins() -> None:
     """Show installed plugins."""
 
 
-@plugins.command("list")
+@plugins.command("list", epilog="Example: km plugins list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_plugins(as_json: bool) -> None:
     """List plugins with their distribution, version and state."""
@@ -33,7 +33,7 @@ def list_plugins(as_json: bool) -> None:
         )
 
 
-@plugins.command()
+@plugins.command(epilog="Example: km plugins info embedded")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def info(name: str, as_json: bool) -> None:
@@ -57,7 +57,7 @@ def info(name: str, as_json: bool) -> None:
         click.echo(f"{label + ':':<14}{value}")
 
 
-@plugins.command()
+@plugins.command(epilog="Example: km plugins check")
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Ask every plugin for its offers; exit code 1 when one fails."""

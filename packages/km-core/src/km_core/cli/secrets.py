@@ -46,7 +46,7 @@ def set_secret(name: str, path: str | None) -> None:
         session.close()
 
 
-@secrets.command("list")
+@secrets.command("list", epilog="Example: km secrets list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_secrets(as_json: bool) -> None:
     """List secrets by name and fingerprint; values are never shown."""
@@ -68,7 +68,7 @@ def list_secrets(as_json: bool) -> None:
         session.close()
 
 
-@secrets.command("delete")
+@secrets.command("delete", epilog="Example: km secrets delete anthropic-api-key --yes")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete_secret(name: str, yes: bool) -> None:

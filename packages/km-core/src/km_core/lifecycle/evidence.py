@@ -41,7 +41,7 @@ def verify_evidence(session: Session, sandbox_id: str, *, offline: bool = False)
     key, findings = None, []
     key_file = config.home / "checkpoint.pub"
     try:
-        key = base64.b64decode(key_file.read_text(encoding="ascii"), validate=True)
+        key = base64.b64decode(key_file.read_text(encoding="ascii").strip(), validate=True)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:

@@ -30,6 +30,30 @@ def make_private_dir(path: Path) -> None:
         raise ProvisionError("this is not a directory of the operator", where=str(path))
 
 
+def require_own(path: Path) -> None:
+    """
+    Raise unless what stands at *path*, if anything, is a directory that only its owner, us, can write to.
+
+    For those who only look into it: another user could have made it first, with a socket of theirs.
+
+    Raises:
+        ProvisionError: it is somebody else's, others may write to it, or it is no directory.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ProvisionError("the directory cannot be used", where=str(path), why=str(error)) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ProvisionError(
+            f"the directory belongs to uid {found.st_uid} or is open to others",
+            where=str(path),
+            why=f"mode {stat.S_IMODE(found.st_mode):04o}",
+            hint="set KM_RUNTIME_DIR to a directory of your own",
+        )
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file atomically with mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from km_core.errors import GuardError, KmError, NotFoundError
+from km_core.errors import GuardError, KmError, NotFoundError, ProvisionError
 from km_core.lifecycle.create import boot_id, creator_lives, never_ran, remove_audit
 from km_core.lifecycle.files import remove_tree
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
@@ -229,9 +229,16 @@ def _destroy(session: Session, record: SandboxRecord, *, purge: bool = False) ->
         substrate.destroy(session.box(record, plan=session.plan_for_removal(record)))
         remove_tree(session.config.sandbox_dir(record.id))
     except Exception as error:
-        why = error.what if isinstance(error, KmError) else type(error).__name__
-        session.update(record.id, state=str(SandboxState.FAILED), reason=f"destroy failed: {why}")
-        raise
+        why = error.what if isinstance(error, KmError) else f"{type(error).__name__}: {error}"
+        session.update(record.id, state=str(SandboxState.FAILED), reason=f"destroy failed: {why}"[:400])
+        if isinstance(error, KmError):
+            raise
+        raise ProvisionError(
+            "the sandbox cannot be removed",
+            where=record.id,
+            why=why,
+            hint="km destroy again, or km reconcile",
+        ) from error
     session.control.call("sandbox.delete", id=record.id)
     remove_tree(session.config.sandbox_runtime_dir(record.id))
     if purge:
@@ -260,7 +267,7 @@ def reconcile(session: Session, *, dry_run: bool = False) -> list[dict[str, Any]
         """Act on a finding; one that cannot be mended does not stop the others."""
         try:
             done = f"would be {action}" if dry_run else act()
-        except KmError as error:
+        except (KmError, OSError) as error:
             done = f"failed: {error}"
         findings.append({"id": sandbox_id, "found": found, "action": done})
 

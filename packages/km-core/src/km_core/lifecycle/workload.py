@@ -76,9 +76,10 @@ def write_config_files(substrate: Substrate, box: Box) -> None:
             scripts.append(f"printf %s {piece} | base64 -d >> {target}")
         scripts.append(f"chmod {file.mode:o} {target}")
         for script in _joined(scripts):
-            code = substrate.exec(
-                box, ["/bin/sh", "-c", script], env=workload_env(box), cwd="/", root=False, tty=False
-            )
+            with _apart():
+                code = substrate.exec(
+                    box, ["/bin/sh", "-c", script], env=workload_env(box), cwd="/", root=False, tty=False
+                )
             if code != 0:
                 raise ProvisionError(
                     f"the file {file.path} cannot be written inside",
