@@ -127,7 +127,8 @@ def test_a_killed_supervisor_takes_gate_and_workload_with_it_and_the_sandbox_com
         assert time.monotonic() < deadline, "the gate outlives its supervisor"
         time.sleep(0.02)
     status = box.wait("recovery", lambda s: s["state"] == "running" and "recovered" in (s["reason"] or ""))
-    assert pids(status)["pod"] != before["pod"]
+    box.wait("a new gate", lambda s: s["runtime"].get("gate", {}).get("pid"))
+    assert pids(box.status())["pod"] != before["pod"]
     assert status["restarts"] == 1
     recovers(box, world)
 

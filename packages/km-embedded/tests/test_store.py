@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +11,9 @@ from km_core.errors import ControlError
 from km_embedded.files import make_key, private_dir, read_key
 from km_embedded.store import Database
 from km_embedded.store.schema import MIGRATIONS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_new_database_has_the_newest_schema_and_is_private(tmp_path):
@@ -157,7 +161,7 @@ def test_a_key_is_made_once_and_refused_when_others_can_read_it(tmp_path):
         read_key(path)
 
 
-def test_an_audit_directory_that_a_substrate_gave_to_its_gates_group_is_kept(tmp_path: Path) -> None:
+def test_an_audit_directory_that_a_substrate_gave_to_its_gates_group_is_kept(tmp_path):
     """The sticky bit keeps the gate from replacing what kmd wrote; without it the directory is refused."""
     path = tmp_path / "audit"
     path.mkdir()
