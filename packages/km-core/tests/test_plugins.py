@@ -140,3 +140,65 @@ def test_a_plugin_can_be_blocked_by_name(entry, monkeypatch):
     [info] = entry(module("pretend", km_sidecars=sidecars("gate"))).infos
 
     assert "blocked" == info.status
+
+
+def plan():
+    from km_core.plan import SandboxPlan
+
+    return SandboxPlan("p", "", "sb", "local")
+
+
+def adding(**parts):
+    from km_core.plan import PlanAdditions
+
+    def km_compile(draft, profile):
+        return PlanAdditions(**parts)
+
+    return km_compile
+
+
+def test_a_plugins_additions_reach_the_plan():
+    from km_core.compile.pipeline import _with_additions
+    from km_core.plan import PlanFile
+
+    made = registry(
+        a=module(
+            "a",
+            km_compile=adding(
+                env=(("X", "1"),), files=(PlanFile("/x", "y"),), runners=("mail",), requirements=("km-mail",)
+            ),
+        )
+    )
+
+    compiled = _with_additions(plan(), {}, made)
+
+    assert (("X", "1"),) == compiled.workload.env
+    assert ("/x",) == tuple(file.path for file in compiled.workload.files)
+    assert "mail" in compiled.runners
+    assert "km-mail" in compiled.requirements
+
+
+def test_two_plugins_that_set_one_variable_are_a_conflict_that_names_the_second():
+    from km_core.compile.pipeline import _with_additions
+
+    both = registry(
+        a=module("a", km_compile=adding(env=(("X", "1"),))),
+        b=module("b", km_compile=adding(env=(("X", "2"),))),
+    )
+
+    with pytest.raises(PluginError, match="variable X") as caught:
+        _with_additions(plan(), {}, both)
+
+    assert "b" == caught.value.plugin
+
+
+def test_a_mode_that_nothing_installed_enforces_is_refused_by_name(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from km_core.compile.pipeline import check_file
+    from km_core.config import load_config
+
+    text = Path(__file__).with_name("data_quickstart.yaml")
+    problems, _ = check_file(text, load_config({"KM_HOME": str(tmp_path)}), registry(), substrate="local")
+
+    assert "km-net-proxy" in next(p.hint for p in problems if p.path == "spec.network.enforcement")

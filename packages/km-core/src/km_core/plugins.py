@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from km_core.control.protocols import ControlPlaneOffer
     from km_core.control.substrate import Substrate
+    from km_core.plan import PlanAdditions, SandboxPlan
+    from km_core.profile.kinds import PluginSection
     from km_core.types import Claim, DoctorCheck, EgressGroup, Meter, Problem, Sidecar
 
 GROUP = "km.plugins"
@@ -112,6 +114,19 @@ class PluginRegistry:
         """Return every plugin's claims; an exception is an error."""
         return tuple(item for _, items in self._answers("km_field_claims", {}, strict=True) for item in items)
 
+    def profile_sections(self) -> tuple[PluginSection, ...]:
+        """Return the profile sections that plugins own."""
+        offers: dict[str, PluginSection] = self._offers("km_profile_sections", lambda offer: offer.key)
+        return tuple(offers.values())
+
+    def additions(
+        self, draft: SandboxPlan, profile: Mapping[str, Any]
+    ) -> tuple[tuple[str, PlanAdditions], ...]:
+        """Return each plugin's additions to a plan, by plugin name; an exception is an error."""
+        arguments = {"draft": draft, "profile": profile}
+        answers = self._answers("km_compile", arguments, strict=True, single=True)
+        return tuple((plugin, item) for plugin, items in answers for item in items)
+
     def validate(self, profile: Mapping[str, Any], substrate: str) -> tuple[Problem, ...]:
         """Return every plugin's problems with a merged profile; an exception is an error."""
         answers = self._answers(
@@ -139,7 +154,7 @@ class PluginRegistry:
         return {name: item for name, (_, item) in sorted(found.items())}
 
     def _answers(
-        self, hook: str, arguments: Mapping[str, Any], *, strict: bool
+        self, hook: str, arguments: Mapping[str, Any], *, strict: bool, single: bool = False
     ) -> Iterable[tuple[str, list[Any]]]:
         caller = getattr(self.manager.hook, hook)
         for impl in sorted(caller.get_hookimpls(), key=lambda impl: impl.plugin_name):
@@ -147,7 +162,7 @@ class PluginRegistry:
                 continue
             try:
                 answer = impl.function(*(arguments[name] for name in impl.argnames))
-                items = list(answer) if answer is not None else []
+                items = [] if answer is None else [answer] if single else list(answer)
             except Exception as error:
                 failure = self._error(impl.plugin_name, f"{hook} failed: {_brief(error)}")
                 if strict:

@@ -59,10 +59,11 @@ def git(file: Path, operation: str, repo: str, ref: str | None, as_json: bool) -
     """Say whether a repository may be fetched, or a ref pushed."""
     from km_core.compile.pipeline import data_from_file
     from km_core.config import load_config
+    from km_core.plugins import load_plugins
     from km_core.policy.repos import ref_allowed, repo_allowed
     from km_core.types import Verdict
 
-    access = (data_from_file(file, load_config())["spec"].get("sourceAccess")) or {}
+    access = (data_from_file(file, load_config(), load_plugins())["spec"].get("sourceAccess")) or {}
     github = access.get("github") or {}
     try:
         if access.get("mode") == "none":

@@ -169,7 +169,7 @@ def _show(record: SandboxRecord, data: dict[str, Any]) -> None:
             paint(str(record.state), str(record.state)) + (f" ({record.reason})" if record.reason else ""),
         ),
         ("Created", data["created_at"]),
-        ("Expires", f"{data['expires_at']} (in {data['ttl_remaining']})" if record.expires_at else "never"),
+        ("Expires", _expiry(record, data)),
         ("Teardown", record.teardown),
     ]
     if record.idle_timeout_s:
@@ -192,6 +192,14 @@ def _show(record: SandboxRecord, data: dict[str, Any]) -> None:
         click.echo(f"{name + ':':<{width + 1}} {text}")
     show_budget(data["budget"])
     click.echo("")
+
+
+def _expiry(record: SandboxRecord, data: dict[str, Any]) -> str:
+    if not record.expires_at:
+        left = int(record.ttl_remaining_s)
+        return f"{left // 60}m{left % 60:02d}s after it is resumed" if left else "never"
+    expired = data["ttl_remaining"] == "expired"
+    return f"{data['expires_at']} ({'expired' if expired else 'in ' + data['ttl_remaining']})"
 
 
 def show_budget(budget: dict[str, Any]) -> None:

@@ -26,11 +26,12 @@ def validate(
     """Check every FILE against the schema and the semantic rules; exit code 1 when one is invalid."""
     from km_core.compile.pipeline import check_file, effective_text
     from km_core.config import load_config
+    from km_core.plugins import load_plugins
 
-    config = load_config()
+    config, plugins = load_config(), load_plugins()
     everything: list[Problem] = []
     for file in files:
-        problems, loaded = check_file(Path(file), config, substrate=substrate)
+        problems, loaded = check_file(Path(file), config, plugins, substrate=substrate)
         everything += problems
         if as_json:
             continue

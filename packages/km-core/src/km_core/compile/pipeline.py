@@ -18,7 +18,7 @@ from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
 from km_core.compile.groups import core_groups, resolve_groups
 from km_core.compile.profile import LoadedProfile, load_profile
-from km_core.errors import KmError, ProfileError, UsageError
+from km_core.errors import KmError, PluginError, ProfileError, UsageError
 from km_core.policy import NetworkPolicy
 from km_core.types import Problem, Severity
 
@@ -59,7 +59,7 @@ class Compiled:
 
 
 def check_file(
-    path: Path, config: Config, *, substrate: str | None = None
+    path: Path, config: Config, plugins: PluginRegistry, *, substrate: str | None = None
 ) -> tuple[list[Problem], LoadedProfile | None]:
     """
     Return every problem of a profile, with claims when a substrate is named.
@@ -67,14 +67,12 @@ def check_file(
     An unreadable file is a problem too, so that the files after it are still checked.
     """
     try:
-        loaded = _load(path, config, substrate)
+        loaded = _load(path, config, plugins, substrate)
     except KmError as error:
         return [Problem("$", error.what, hint=error.hint, file=str(path), code=error.code)], None
     problems = list(loaded.problems)
     if substrate is not None and loaded.ok:
-        from km_core.plugins import load_plugins
-
-        problems += _claim_problems(loaded, loaded.data, substrate, load_plugins())
+        problems += _claim_problems(loaded, loaded.data, substrate, plugins)
     return problems, loaded
 
 
@@ -88,13 +86,20 @@ def plan_from_file(path: Path, config: Config, plugins: PluginRegistry, override
         UsageError: an override cannot be read.
         PlanError: a group cannot be resolved.
     """
-    loaded = _load(path, config, overrides.substrate)
+    loaded = _load(path, config, plugins, overrides.substrate)
     _refuse(loaded.problems, str(path))
     data = _overridden(loaded.data, overrides)
     text = effective_text(data)
     substrate = overrides.substrate or str(data["spec"]["runtime"]["substrate"])
     if data != loaded.data:
-        again = load_profile(text, file=str(path), substrate=substrate, domain=config.domain)
+        again = load_profile(
+            text,
+            file=str(path),
+            substrate=substrate,
+            domain=config.domain,
+            plugin_sections=plugins.profile_sections(),
+            substrates=plugins.substrates(),
+        )
         _refuse([evolve(problem, line=0, column=0) for problem in again.problems], str(path))
     problems = _claim_problems(loaded, data, substrate, plugins, dropped=overrides.drop)
     _refuse(problems, str(path))
@@ -110,20 +115,21 @@ def plan_from_file(path: Path, config: Config, plugins: PluginRegistry, override
         ),
         inert=[problem.path for problem in problems if problem.severity is Severity.INFO],
     )
+    plan = _with_additions(plan, data, plugins)
     notes = [p for p in (*loaded.problems, *problems) if p.severity is Severity.WARNING]
     return Compiled(plan, text, tuple(notes))
 
 
-def data_from_file(path: Path, config: Config) -> dict[str, Any]:
+def data_from_file(path: Path, config: Config, plugins: PluginRegistry) -> dict[str, Any]:
     """Return a valid profile's merged data; `ProfileError` when it is invalid."""
-    loaded = _load(path, config, None)
+    loaded = _load(path, config, plugins, None)
     _refuse(loaded.problems, str(path))
     return loaded.data
 
 
 def policy_from_file(path: Path, config: Config, plugins: PluginRegistry) -> NetworkPolicy:
     """Return the network policy that the gate would use for a profile."""
-    data = data_from_file(path, config)
+    data = data_from_file(path, config, plugins)
     return NetworkPolicy.from_plan(
         network_plan(data["spec"]["network"], _groups(data, plugins)),
         ai_ceiling="ai" in (data["spec"].get("budget") or {}),
@@ -137,9 +143,34 @@ def effective_text(data: dict[str, Any]) -> str:
     return dump_document(data)
 
 
-def _load(path: Path, config: Config, substrate: str | None) -> LoadedProfile:
+def _load(path: Path, config: Config, plugins: PluginRegistry, substrate: str | None) -> LoadedProfile:
     return load_profile(
-        path, search_paths=config.profile_search_paths, substrate=substrate, domain=config.domain
+        path,
+        search_paths=config.profile_search_paths,
+        substrate=substrate,
+        domain=config.domain,
+        plugin_sections=plugins.profile_sections(),
+        substrates=plugins.substrates(),
+    )
+
+
+def _with_additions(plan: SandboxPlan, data: dict[str, Any], plugins: PluginRegistry) -> SandboxPlan:
+    """Merge what plugins add; two that touch the same variable or file are an error."""
+    env, files = dict(plan.workload.env), {file.path: file for file in plan.workload.files}
+    runners, requirements = set(plan.runners), set(plan.requirements)
+    for plugin, added in plugins.additions(plan, data):
+        for name, value in added.env:
+            if env.setdefault(name, value) != value:
+                raise PluginError(f"the variable {name} is already set to something else", plugin=plugin)
+        for file in added.files:
+            if files.setdefault(file.path, file) != file:
+                raise PluginError(f"the file {file.path} is already written by something else", plugin=plugin)
+        runners.update(added.runners)
+        requirements.update(added.requirements)
+    workload = evolve(plan.workload, env=tuple(sorted(env.items())), files=tuple(files.values()))
+    extra = tuple(sorted(runners - set(plan.runners)))
+    return evolve(
+        plan, workload=workload, runners=plan.runners + extra, requirements=tuple(sorted(requirements))
     )
 
 
@@ -162,6 +193,14 @@ def _claim_problems(
         for problem in check_claims(loaded, substrate, [*core_claims(), *plugins.claims()])
         if not any(problem.path == field or problem.path.startswith(f"{field}.") for field in dropped)
     ]
+    mode = data["spec"]["network"].get("enforcement") or "proxy"
+    if mode not in plugins.enforcers() and not any(p.path == "spec.network.enforcement" for p in problems):
+        provider = "km-net-proxy" if mode == "proxy" else "km-net-ebpf"
+        message = f"nothing installed enforces the mode {mode}"
+        missing = Problem(
+            "spec.network.enforcement", message, hint=f"install {provider}", code="claim-missing"
+        )
+        problems.append(loaded.placed(missing))
     return problems + [
         evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
     ]

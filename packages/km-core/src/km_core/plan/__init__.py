@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from km_core.plan.additions import PlanAdditions
 from km_core.plan.plan import (
     PLAN_API,
     AddressRule,
@@ -25,6 +26,7 @@ __all__ = [
     "LifecyclePlan",
     "LimitsPlan",
     "NetworkPlan",
+    "PlanAdditions",
     "PlanFile",
     "SandboxPlan",
     "WorkloadPlan",
