@@ -326,7 +326,7 @@ def test_what_the_configuration_names_and_is_not_there_is_an_error(tmp_path, cha
 @pytest.mark.parametrize("text", ["not json", "[]"])
 def test_a_damaged_prices_file_is_an_error(tmp_path, text):
     (tmp_path / "prices.json").write_text(text)
-    with pytest.raises(ConfigError, match="prices"):
+    with pytest.raises(ConfigError, match="price overlay"):
         message(tmp_path)
 
 

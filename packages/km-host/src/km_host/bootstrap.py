@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import ConfigError
+from km_core.ledger.overlay import load_overlay
 from km_host.inside import frames
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def make_bootstrap(
         "upstream_dns": upstream_dns(config.upstream_dns),
         "upstream_proxy": config.upstream_proxy,
         "private_hosts": [list(pair) for pair in config.private_hosts],
-        "prices": _prices(context),
+        "prices": load_overlay(config),
         "openai_compatible_hosts": list(config.openai_compatible_hosts),
         "alias": alias,
     }
@@ -97,20 +97,6 @@ def _endpoint(text: str) -> str:
             hint="for example 9.9.9.9 or [2620:fe::fe]:53",
         ) from error
     return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
-
-
-def _prices(context: PodContext) -> dict[str, Any]:
-    configured = context.config.prices_file
-    path = Path(configured).expanduser() if configured else context.config.home / "prices.json"
-    if not configured and not path.exists():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("the prices file cannot be read", where=str(path), why=str(error)) from error
-    if not isinstance(data, dict):
-        raise ConfigError("the prices file must be a mapping", where=str(path))
-    return data
 
 
 def _read(path: str, where: str) -> str:

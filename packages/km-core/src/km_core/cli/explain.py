@@ -104,7 +104,7 @@ def usage(
     """Price a recorded model call as the gate would."""
     from km_core.config import load_config
     from km_core.ledger import PriceTable, format_usd, price, usd_number
-    from km_core.lifecycle.prices import load_overlay
+    from km_core.ledger.overlay import load_overlay
     from km_core.plugins import load_plugins
     from km_core.policy import canonical_name
     from km_core.types import EndpointKind
