@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -167,3 +168,14 @@ def test_a_damaged_key_file_is_a_finding_not_a_traceback(world, text):
     (world.config.home / "checkpoint.pub").write_text(text)
 
     assert not world.verify().ok
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_what_another_user_put_in_place_of_a_chain_is_not_continued(world):
+    os.chown(world.directory / "kmd.jsonl", 65534, 65534)
+    os.chown(world.directory / "checkpoints.jsonl", 65534, 65534)
+
+    with pytest.raises(AuditError, match="belongs to uid 65534"):
+        ChainWriter(world.directory / "kmd.jsonl", writer="kmd", sandbox_id=ID)
+    with pytest.raises(AuditError, match="belongs to uid 65534"):
+        world.checkpoints.add({"kmd": Head(4, "0" * 64)})

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from km_core.errors import AuditError, UsageError
+from km_core.errors import AuditError, GuardError, UsageError
 from km_core.types import Delivery
 from km_embedded.deliver import deliver
 from km_embedded.notify import GIVE_UP_S
@@ -220,3 +220,86 @@ def test_the_real_delivery_process_answers(make_bench):
     bench.run(bench.service.notifier.drain())
     assert not any(event == "delivery_failed" for event, _ in bench.lines), bench.lines
     assert waiting(bench) == []
+
+
+def cut_back(directory, records):
+    for name in ("kmd.jsonl", "checkpoints.jsonl"):
+        path = directory / name
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:records]))
+
+
+def test_the_last_checkpoint_is_remembered_in_the_database_and_in_a_signed_file(bench):
+    record = bench.running()
+    bench.operator("audit.checkpoint", id=record["id"])
+    anchor = bench.operator("audit.anchor", id=record["id"])
+    path = bench.config.anchor_file(record["id"])
+
+    assert anchor["number"] >= 2
+    assert json.loads(path.read_text())["digest"] == anchor["digest"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_destroyed_sandbox_keeps_its_anchor_until_its_evidence_is_purged(bench):
+    record = bench.running()
+    with pytest.raises(GuardError):
+        bench.operator("audit.purge", id=record["id"])
+    bench.operator("sandbox.delete", id=record["id"])
+    assert bench.operator("audit.anchor", id=record["id"])["number"] >= 2
+
+    bench.operator("audit.purge", id=record["id"])
+
+    assert bench.operator("audit.anchor", id=record["id"]) is None
+    assert not bench.config.anchor_file(record["id"]).exists()
+    assert "audit_purged" in bench.kinds("host")
+
+
+@pytest.mark.parametrize("records", [0, 1])
+def test_kmd_signs_nothing_more_on_evidence_that_was_cut_back(bench, records):
+    record = bench.running()
+    bench.operator("audit.checkpoint", id=record["id"])
+    bench.stop()
+    cut_back(bench.config.audit_dir(record["id"]), records)
+    bench.start()
+
+    with pytest.raises(AuditError, match="went back"):
+        bench.operator("audit.checkpoint", id=record["id"])
+
+
+def test_a_lost_database_does_not_hide_that_evidence_was_cut_back(bench):
+    record = bench.running()
+    bench.operator("audit.checkpoint", id=record["id"])
+    bench.stop()
+    cut_back(bench.config.audit_dir(record["id"]), 1)
+    for path in bench.config.home.glob("km.db*"):
+        path.unlink()
+    bench.start()
+    bench.create()
+
+    with pytest.raises(AuditError, match="went back"):
+        bench.operator("audit.checkpoint", id=record["id"])
+
+
+def test_a_crash_between_a_checkpoint_and_its_anchor_is_no_break(bench):
+    record = bench.running()
+    with bench.service.db.transaction():
+        bench.service.db.run(
+            "UPDATE anchors SET number = 1, digest = ? WHERE sandbox_id = ?",
+            (bench.service.evidence._checkpoints(record["id"]).digest_of(1), record["id"]),
+        )
+    bench.service.evidence.flush()
+    bench.operator("audit.checkpoint", id=record["id"])
+
+
+@pytest.mark.parametrize("name", ["../km", "..", "x/y", "sb-0000000a/../x"])
+def test_an_anchor_is_asked_for_by_id_only(bench, name):
+    for op in ("audit.anchor", "audit.purge"):
+        with pytest.raises(UsageError):
+            bench.operator(op, id=name)
+
+
+def test_the_hosts_own_chain_is_checkpointed_with_every_change(bench):
+    bench.operator("secret.set", name="a", value="b")
+
+    assert bench.operator("audit.anchor", id="host")["number"] == 1
+    assert (bench.config.audit_dir("host") / "checkpoints.jsonl").exists()

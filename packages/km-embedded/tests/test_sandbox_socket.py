@@ -250,3 +250,23 @@ def test_the_head_of_another_chain_cannot_go_back_or_be_kmds_own(bench):
     with pytest.raises(PolicyDenied):
         bench.sandbox(A, "audit.head", writer="kmd", seq=9, hash="a" * 64)
     assert bench.operator("audit.checkpoint", id=A)["heads"]["gate"] == {"seq": 5, "hash": "a" * 64}
+
+
+@pytest.mark.parametrize("state", ["stopped", "frozen", "failed", "destroying"])
+def test_money_is_not_reserved_for_a_sandbox_that_may_have_no_traffic(bench, state):
+    record = bench.running()
+    call = {"model": "m", "provider": "p", "amount_nusd": 1}
+    assert bench.sandbox(record["id"], "ledger.reserve", call_id="before", **call)["granted"]
+    bench.operator("sandbox.update", id=record["id"], changes={"state": state})
+
+    with pytest.raises(GuardError, match="may not spend"):
+        bench.sandbox(record["id"], "ledger.reserve", call_id="after", **call)
+    bench.sandbox(record["id"], "ledger.settle", call_id="before", cost_nusd=1)
+
+
+def test_money_is_not_reserved_past_the_deadline(bench, clock):
+    record = bench.running(expires_at=clock.now + 10)
+    clock.now += 10
+
+    with pytest.raises(GuardError, match="may not spend"):
+        bench.sandbox(record["id"], "ledger.reserve", call_id="late", model="m", provider="p", amount_nusd=1)

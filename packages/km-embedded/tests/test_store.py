@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,9 +10,6 @@ from km_core.errors import ControlError
 from km_embedded.files import make_key, private_dir, read_key
 from km_embedded.store import Database
 from km_embedded.store.schema import MIGRATIONS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_new_database_has_the_newest_schema_and_is_private(tmp_path):

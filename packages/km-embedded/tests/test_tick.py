@@ -331,3 +331,24 @@ def test_reconciling_reports_first_and_acts_when_told(tasks, supervisor):
 def test_sockets_of_a_supervisor_that_lives_are_not_removed(tasks, supervisor):
     supervisor("sb-00000bad")
     assert tasks.operator("reconcile") == []
+
+
+def test_what_a_dead_creator_left_is_removed_after_a_minute(make_bench):
+    bench = make_bench(task_command=("/bin/echo",))
+    record = bench.create(resources={"creator": "999999999:1"})
+    bench.tick(59)
+    assert "task_started" not in [event for event, _ in bench.lines]
+    bench.tick(2)
+
+    (started,) = [fields for event, fields in bench.lines if event == "task_started"]
+    assert ("expire", record.id) == (started["verb"], started["sandbox"])
+
+
+def test_a_create_that_goes_on_is_left_alone_however_long_it_takes(make_bench):
+    from km_core.lifecycle.create import process_mark
+
+    bench = make_bench(task_command=("/bin/echo",))
+    bench.create(resources={"creator": process_mark(1)})
+    bench.tick(3600)
+
+    assert "task_started" not in [event for event, _ in bench.lines]

@@ -174,6 +174,11 @@ class ChainWriter:
         except OSError as error:
             os.close(descriptor)
             raise self._error("another process writes this audit chain", str(error)) from error
+        owner = os.fstat(descriptor).st_uid
+        if owner != os.geteuid():
+            # The directory may be shared with a gate of another uid: what that made is not ours to continue.
+            os.close(descriptor)
+            raise self._error("the audit chain cannot be continued", f"the file belongs to uid {owner}")
         return descriptor
 
     def _adopt(self) -> None:

@@ -191,7 +191,10 @@ class Checkpoints:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(self.path, flags, 0o600)
             try:
-                size = os.fstat(descriptor).st_size
+                found = os.fstat(descriptor)
+                if found.st_uid != os.geteuid():
+                    raise OSError(f"the file belongs to uid {found.st_uid}")
+                size = found.st_size
                 # What a crash tore was never handed out: it is cut off, the next number is the same.
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     tail = os.pread(descriptor, min(size, MAX_RECORD), max(0, size - MAX_RECORD))

@@ -69,27 +69,23 @@ def remove_tree(path: Path) -> None:
     """
     Remove a directory tree; nothing there is fine.
 
-    Symbolic links are never followed (`shutil.rmtree` works on descriptors), and directories that the
-    workload made unreadable are opened again first.
+    Symbolic links are never followed, directories that the workload made unreadable are opened first,
+    and no depth is too deep (`km_core.lifecycle.tree`).
 
     Raises:
         ProvisionError: something could not be removed.
     """
 
-    def reopen(function: Callable[..., Any], name: str, error: BaseException) -> None:
-        if isinstance(error, FileNotFoundError):
-            return
-        parent = os.path.dirname(name)  # noqa: PTH120 - rmtree hands out strings
-        for directory in (parent, name):
-            if os.path.isdir(directory) and not os.path.islink(directory):  # noqa: PTH112, PTH114
-                os.chmod(directory, 0o700)  # noqa: PTH101
-        if function in (os.unlink, os.rmdir):
-            function(name)
-        else:
-            shutil.rmtree(name)
+    def remove(entry: Entry) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_directory:
+                os.rmdir(entry.name, dir_fd=entry.directory)  # noqa: PTH106 - beside a descriptor
+            else:
+                os.unlink(entry.name, dir_fd=entry.directory)  # noqa: PTH108 - beside a descriptor
 
     try:
-        shutil.rmtree(path, onerror=lambda function, name, info: reopen(function, name, info[1]))
+        walk(path, remove, open_up=True)
+        path.rmdir()
     except FileNotFoundError:
         return
     except OSError as error:
