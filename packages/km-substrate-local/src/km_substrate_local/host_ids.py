@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from km_core.errors import ProvisionError
+from km_core.lifecycle.tree import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from km_core.lifecycle.tree import Entry
 
 FIRST_UID = 0x70000000
 UIDS = 0x08000000
@@ -81,11 +84,12 @@ def give(directory: Path, ids: HostIds) -> None:
     """
     if ids.is_own:
         return
-    for _, directories, files, descriptor in os.fwalk(directory):
-        for name in [*directories, *files]:
-            found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if found.st_uid != ids.uid:
-                os.chown(name, ids.uid, ids.gid, dir_fd=descriptor, follow_symlinks=False)
+
+    def hand_over(entry: Entry) -> None:
+        if entry.found.st_uid != ids.uid:
+            os.chown(entry.name, ids.uid, ids.gid, dir_fd=entry.directory, follow_symlinks=False)
+
+    walk(directory, hand_over)
     os.chown(directory, ids.uid, ids.gid, follow_symlinks=False)
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import shutil
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from km_core.errors import ProvisionError
+from km_core.lifecycle.tree import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from km_core.lifecycle.tree import Entry
+
+_TRIES = 5
+"""Of removing a tree into which kmd or a dying process still puts a file."""
 
 
 def make_private_dir(path: Path) -> None:
@@ -79,14 +85,21 @@ def remove_tree(path: Path) -> None:
     def remove(entry: Entry) -> None:
         with contextlib.suppress(FileNotFoundError):
             if entry.is_directory:
-                os.rmdir(entry.name, dir_fd=entry.directory)  # noqa: PTH106 - beside a descriptor
+                os.rmdir(entry.name, dir_fd=entry.directory)
             else:
-                os.unlink(entry.name, dir_fd=entry.directory)  # noqa: PTH108 - beside a descriptor
+                os.unlink(entry.name, dir_fd=entry.directory)
 
-    try:
-        walk(path, remove, open_up=True)
-        path.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ProvisionError("a directory cannot be removed", where=str(path), why=str(error)) from error
+    for attempt in range(_TRIES):
+        try:
+            walk(path, remove, open_up=True)
+            path.rmdir()
+        except FileNotFoundError:
+            if not os.path.lexists(path):
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or attempt == _TRIES - 1:
+                raise ProvisionError(
+                    "a directory cannot be removed", where=str(path), why=str(error)
+                ) from error
+        else:
+            return
