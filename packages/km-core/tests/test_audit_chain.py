@@ -188,6 +188,36 @@ def test_many_different_decisions_do_not_grow_the_memory(audit_dir):
     assert sum(r["count"] for r in records(audit_dir)) == 200
 
 
+def test_a_flood_of_distinct_denials_is_counted_and_does_not_grow_the_file(audit_dir):
+    clock = Clock()
+    with writer(audit_dir) as chain:
+        log = DecisionLog(chain, clock=clock, denial_burst=100, denials_per_s=10)
+        for second in range(5):
+            for number in range(20_000):
+                log.record(DENY, kind="dns_query", name=f"n{second}-{number}.test", detail="A")
+            clock.now += 1
+            log.flush()
+        log.record(DENY, kind="connect", name="hidden.test", port=443)
+        log.flush(everything=True)
+    found = records(audit_dir)
+    assert sum(r["count"] for r in found) == 100_001, "none is unrecorded"
+    assert len(found) < 100 + 4 * 10 + 5 * 2 + 2
+    rest = [r for r in found if r.get("detail") == OVERFLOW]
+    assert {(r["kind"], r["verdict"], r["rule"], r.get("name")) for r in rest} == {
+        ("dns_query", "deny", DENY.rule, None)
+    }
+    assert [r["count"] for r in found if r.get("name") == "hidden.test"] == [1], "a flood of one kind hides no other"
+
+
+def test_what_is_allowed_is_never_put_together(audit_dir):
+    allow = Verdict(True, "allowedHosts[0]", "dns", "allowed")
+    with writer(audit_dir) as chain:
+        log = DecisionLog(chain, clock=lambda: 0.0, denial_burst=10, denials_per_s=0)
+        for number in range(500):
+            log.record(allow, kind="dns_query", name=f"n{number}.test")
+    assert {r["name"] for r in records(audit_dir)} == {f"n{number}.test" for number in range(500)}
+
+
 def test_a_count_that_cannot_be_written_is_kept(audit_dir, monkeypatch):
     with writer(audit_dir) as chain:
         log = DecisionLog(chain, clock=lambda: 0.0)

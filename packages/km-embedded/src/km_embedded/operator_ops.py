@@ -250,7 +250,7 @@ class OperatorOps:
             raise GuardError("the evidence of a sandbox that exists is not removed", where=id)
         with service.act(HOST):
             service.evidence.purge(id)
-            service.evidence.emit(HOST, "audit_purged", {"id": id}, tell=False)
+            service.evidence.emit(HOST, "audit_purged", {"name": id}, tell=False)
         service.checkpoint(HOST)
         return {}
 

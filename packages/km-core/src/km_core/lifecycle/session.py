@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from km_core.control.substrate import Substrate
     from km_core.plugins import PluginRegistry
 
+DAMAGED = "destroy the sandbox and create it again"
+
 
 @define
 class Session:
@@ -90,11 +92,13 @@ class Session:
             plan = SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:
             raise PlanError("the stored plan cannot be read", where=str(path), why=str(error)) from error
+        except PlanError as error:
+            raise PlanError(error.what, where=str(path), why=error.why, hint=DAMAGED) from error
         if record.plan_digest and plan.digest() != record.plan_digest:
             raise GuardError(
                 "the stored plan is not the one the sandbox was made with",
                 where=str(path),
-                hint="destroy the sandbox and create it again",
+                hint=DAMAGED,
             )
         return plan
 
