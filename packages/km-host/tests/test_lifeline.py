@@ -174,3 +174,30 @@ def test_a_command_that_fails_is_no_drama(short_dir, command):
         await until(lambda: plane.of("lease"))
 
     play(short_dir, scenario)
+
+
+@pytest.mark.parametrize(("after", "due"), [(-1, False), (1, False), (59, False), (61, True)])
+def test_a_control_plane_that_answers_is_not_waited_for_for_ever(short_dir, after, due):
+    async def scenario(plane, lifeline):
+        plane.deadline = 1_000_000.0
+        await plane.up()
+        await until(lambda: lifeline.deadline)
+        assert not lifeline.is_silent
+        return lifeline.is_due(1_000_000.0 + after)
+
+    assert play(short_dir, scenario) is due
+
+
+def test_a_silent_control_plane_is_not_waited_for_and_no_deadline_is_never_due(short_dir):
+    async def scenario(plane, lifeline):
+        await plane.up()
+        await until(lambda: plane.of("lease"))
+        assert not lifeline.is_due(time.time() + 1e9)
+        plane.deadline = 1_000_000.0
+        await until(lambda: lifeline.deadline)
+        await plane.down()
+        await until(lambda: lifeline.is_silent)
+        assert not lifeline.is_due(999_999.0)
+        return lifeline.is_due(1_000_000.0)
+
+    assert play(short_dir, scenario)

@@ -398,6 +398,15 @@ def test_the_workloads_end_stops_the_sandbox_and_is_reported(make_box, substrate
     assert states(engine, box) == {}
 
 
+def test_a_command_ends_with_the_sandbox_that_it_ends(box, substrate):
+    began = time.monotonic()
+
+    code, _, errors = run(substrate, box, "/bin/sh", "-c", "kill -9 -1; sleep 60", root=True)
+
+    assert time.monotonic() - began < 20
+    assert code == 137 or b"the sandbox has ended" in errors
+
+
 def test_a_command_counts_as_activity(make_box, substrate):
     box, kmd = make_box()
     substrate.prepare(box)

@@ -30,11 +30,15 @@ MAX_REPORTS = 256
 
 @frozen
 class LifelineTiming:
-    """Seconds: between leases, between attempts while nobody answers, and what counts as silence."""
+    """
+    Seconds: between leases, between attempts while nobody answers, what counts as silence, and how long
+    a control plane that answers may leave a sandbox past its end.
+    """
 
     lease_s: float = 5.0
     retry_s: float = 2.0
     silent_s: float = 10.0
+    overdue_s: float = 60.0
 
 
 LIFELINE_TIMING = LifelineTiming()
@@ -76,6 +80,20 @@ class Lifeline:
     def is_silent(self) -> bool:
         """Whether the control plane has not answered for some time."""
         return time.monotonic() - self._heard > self._timing.silent_s
+
+    def is_due(self, now: float) -> bool:
+        """
+        Say whether the sandbox must be ended by its own supervisor.
+
+        Ending it is the control plane's business as long as it answers and does it; one whose expiries
+        fail is given some time and then not waited for.
+
+        Args:
+            now: Unix seconds.
+        """
+        if not self.deadline or now < self.deadline:
+            return False
+        return self.is_silent or now >= self.deadline + self._timing.overdue_s
 
     def report_state(self, state: str, reason: str, resources: dict[str, Any] | None = None) -> None:
         """Say what the sandbox's state is; the latest one is delivered, however long it takes."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from km_core.control import ops
 from km_core.control.server import ControlServer
-from km_core.errors import GuardError, KmError
+from km_core.errors import GuardError, KmError, ProvisionError
 from km_host.backend import ExecBackend
 from km_host.bootstrap import make_bootstrap
 from km_host.fds import peer_of, receive_frame, send_frame
 from km_host.gatekeeper import GATE_TIMING, GateKeeper, GateTiming
 from km_host.inside.frames import FrameError
 from km_host.lifeline import ENSURE_COMMAND, LIFELINE_TIMING, Lifeline, LifelineTiming
+from km_host.log_bounds import bound
 from km_host.pod_client import EXEC_SOCKET, SOCKET
 from km_host.pod_log import log
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from km_host.pod_inputs import PodInputs
 
 STOP_TIMEOUT_S = 10.0
+MAX_CLIENTS = 400
+"""Commands at a time, others wait: the gate's restart must never lack a descriptor (usually 1024)."""
+ACCEPT_PAUSE_S = 0.5
+LOGS = ("gate.log", "pod.log")
+"""Files in the log directory that are kept from growing for ever; ``init.log`` ends at its bound."""
+LOGS_S = 5.0
 
 
 class Pod:
@@ -80,6 +87,7 @@ class Pod:
                 self._spawn(self._serve_exec(self._backend))
             self._spawn(self._lifeline.run())
             self._spawn(self._keep_deadline())
+            self._spawn(self._keep_logs())
             if self._keeper is not None:
                 self._spawn(self._keeper.run())
             ready()
@@ -174,11 +182,23 @@ class Pod:
 
     async def _keep_deadline(self) -> None:
         while True:
-            deadline = self._lifeline.deadline
-            if deadline and time.time() >= deadline and self._lifeline.is_silent and self._state != "frozen":
+            if self._state != "frozen" and self._lifeline.is_due(time.time()):
+                silent = self._lifeline.is_silent
                 self._event("expired", {"by": "supervisor"})
-                self.stop("time to live passed, control plane silent", 0.0)
+                self.stop(
+                    f"time to live passed, control plane {'silent' if silent else 'does not end it'}", 0.0
+                )
             await asyncio.sleep(1.0)
+
+    async def _keep_logs(self) -> None:
+        """A sandbox that makes its gate complain must not fill the operator's disk."""
+        while True:
+            for name in LOGS:
+                try:
+                    bound(self._context.log_dir / name)
+                except OSError as error:
+                    log("log_not_kept", name=name, why=str(error))
+            await asyncio.sleep(LOGS_S)
 
     async def _watch_workload(self) -> None:
         code = await self._backend.wait()
@@ -196,7 +216,16 @@ class Pod:
             listener.bind(str(path))
             listener.listen(64)
             while True:
-                connection, _ = await loop.sock_accept(listener)
+                if len(self._clients) >= MAX_CLIENTS:
+                    await asyncio.wait(self._clients, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    # Out of descriptors, say: no reason to end the sandbox.
+                    log("accept_failed", why=str(error))
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
                 _, uid, _ = peer_of(connection)
                 if uid not in {os.getuid(), 0}:
                     log("peer_refused", uid=uid)
@@ -219,6 +248,9 @@ class Pod:
                 await backend.serve_exec(connection)
             except (OSError, FrameError) as error:
                 log("exec_failed", why=str(error))
+                failed = ProvisionError("the command cannot be started", why=str(error))
+                with contextlib.suppress(OSError):
+                    await send_frame(connection, {"error": failed.to_dict()})
             except KmError as error:
                 with contextlib.suppress(OSError):
                     await send_frame(connection, {"error": error.to_dict()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import selectors
 import signal
 import struct
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 _CHUNK = 65536
+_DRAIN_S = 1.0
+"""How long output may still come after the sandbox's end."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -42,12 +45,25 @@ def execute(
     cwd: str,
     user: str,
     tty: bool,
+    place: socket.socket | None = None,
 ) -> int:
     """
     Run *argv* in a container and return its exit code (128 + N when signal N ended it).
 
+    Args:
+        client: the engine.
+        host: its address.
+        container_id: the sandbox's main container.
+        argv: program and arguments.
+        env: variables besides the container's.
+        cwd: absolute directory inside, empty for the container's.
+        user: ``UID:GID``.
+        tty: give it a terminal.
+        place: a connection that ends with the sandbox.  An engine may leave the stream of a command
+            open when the container under it ends, and nothing else would tell.
+
     Raises:
-        ProvisionError: the container does not run, is frozen, or the engine is gone.
+        ProvisionError: the container does not run, is frozen, ended, or the engine is gone.
     """
     with translate("the command cannot be started", hint="see km status"):
         made = client.api.exec_create(
@@ -62,7 +78,7 @@ def execute(
     exec_id = str(made["Id"])
     sock, rest = hijack(host, f"/exec/{exec_id}/start", {"Detach": False, "Tty": tty})
     with sock, _raw_terminal(tty), _signals(client, container_id, exec_id, tty=tty):
-        _Pump(sock, tty=tty, inbox=bytearray(rest)).run()
+        _Pump(sock, tty=tty, inbox=bytearray(rest), place=place).run()
     return _exit_code(client, exec_id)
 
 
@@ -73,6 +89,7 @@ class _Pump:
     sock: socket.socket
     tty: bool
     inbox: bytearray = field(factory=bytearray)
+    place: socket.socket | None = None
     _outbox: bytes = b""
     _stdin: int = 0
     _open: bool = True
@@ -84,13 +101,29 @@ class _Pump:
         with selectors.PollSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(self._stdin, selectors.EVENT_READ)
+            if self.place is not None:
+                selector.register(self.place, selectors.EVENT_READ)
             while True:
+                ended = False
                 for key, events in selector.select():
                     if key.fd == self._stdin:
                         self._read_stdin(selector)
+                    elif key.fileobj is self.place:
+                        ended = True
                     elif events & selectors.EVENT_READ and not self._receive():
                         return
+                if ended:
+                    self._last_words()
+                    return
                 self._flush(selector)
+
+    def _last_words(self) -> None:
+        """Deliver what came before the sandbox ended, and say that it did unless the stream says so too."""
+        deadline = time.monotonic() + _DRAIN_S
+        while (left := deadline - time.monotonic()) > 0 and select.select([self.sock], [], [], left)[0]:
+            if not self._receive():
+                return
+        raise ProvisionError("the sandbox has ended", hint="km status shows why")
 
     def _read_stdin(self, selector: selectors.BaseSelector) -> None:
         try:

@@ -35,7 +35,8 @@ def overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> b
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         folder = working_dir.strip("/")
-        if folder and not folder.startswith(("workspace", "home/sandbox")):
+        shared = ("workspace", "home/sandbox")
+        if folder and not any(folder == place or folder.startswith(f"{place}/") for place in shared):
             info = tarfile.TarInfo(folder)
             info.type, info.mode, info.uid, info.gid = tarfile.DIRTYPE, 0o755, uid, gid
             archive.addfile(info)

@@ -21,7 +21,7 @@ from km_substrate_docker.engine import connect, default_host, find, remove, role
 from km_substrate_docker.hostfiles import SANDBOX_USER, Owners
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from docker import DockerClient
     from docker.models.containers import Container
@@ -127,7 +127,7 @@ class DockerSubstrate:
         host = self._host(box)
         uid, gid = Owners.here().sandbox
         user = "0:0" if root else f"{uid}:{gid}"
-        with self._in_use(box), connect(host) as client:
+        with self._in_use(box) as place, connect(host) as client:
             main = self._main(client, box)
             return execute(
                 client,
@@ -138,6 +138,7 @@ class DockerSubstrate:
                 cwd=cwd,
                 user=user,
                 tty=tty,
+                place=place,
             )
 
     def status(self, box: Box) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class DockerSubstrate:
         raise ProvisionError("the sandbox does not run", where=box.id, hint=f"km resume {box.id}")
 
     @contextlib.contextmanager
-    def _in_use(self, box: Box) -> Any:
+    def _in_use(self, box: Box) -> Iterator[socket.socket]:
         """Hold a place at the supervisor, so that it knows of the command and we know that it is there."""
         with socket.socket(socket.AF_UNIX) as place:
             try:
@@ -219,7 +220,7 @@ class DockerSubstrate:
                     why=str(error),
                     hint=f"km resume {box.id}",
                 ) from error
-            yield
+            yield place
 
 
 def _login(*, root: bool, tty: bool) -> dict[str, str]:
