@@ -59,9 +59,20 @@ def test_a_question_is_sliced_from_the_packet():
     ],
     # Message ids are random, and test runs in several processes compare the tests' names.
     ids=[
-        "nothing", "short-header", "response", "opcode-5", "opcode-1", "no-question", "two-questions",
-        "an-answer", "cut-class", "cut-name", "pointer", "long-label", "long-name",
-    ],  # fmt: skip
+        "nothing",
+        "short-header",
+        "response",
+        "opcode-5",
+        "opcode-1",
+        "no-question",
+        "two-questions",
+        "an-answer",
+        "cut-class",
+        "cut-name",
+        "pointer",
+        "long-label",
+        "long-name",
+    ],
 )
 def test_a_broken_query_is_malformed(packet, rcode):
     with pytest.raises(MalformedError) as caught:
