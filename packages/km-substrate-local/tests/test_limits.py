@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
@@ -97,9 +96,8 @@ def test_a_paused_sandbox_can_be_stopped(make_sandbox):
 
 
 @pytest.mark.namespaces
+@pytest.mark.ordinary_user
 def test_without_control_groups_limits_are_partial_and_said_so(make_sandbox):
-    if os.getuid() == 0:
-        pytest.skip("root has control groups here; the ordinary user's run of this suite covers it")
     sandbox = make_sandbox(limits=LimitsPlan(pids=40, memory_bytes=200 * MIB)).up()
     status = sandbox.status()
     assert status["limits"] == "partial (rlimit)"
@@ -109,9 +107,8 @@ def test_without_control_groups_limits_are_partial_and_said_so(make_sandbox):
 
 
 @pytest.mark.namespaces
+@pytest.mark.ordinary_user
 def test_without_control_groups_an_explicit_limit_is_refused(make_sandbox):
-    if os.getuid() == 0:
-        pytest.skip("root has control groups here; the ordinary user's run of this suite covers it")
     sandbox = make_sandbox(limits=LimitsPlan(memory_bytes=200 * MIB, explicit=("memory",)))
     problems = sandbox.substrate.problems(sandbox.box.plan, sandbox.box.config)
     assert [problem.path for problem in problems] == ["limits.memory"]
@@ -120,9 +117,8 @@ def test_without_control_groups_an_explicit_limit_is_refused(make_sandbox):
 
 
 @pytest.mark.namespaces
+@pytest.mark.ordinary_user
 def test_without_a_freezer_pause_is_refused(make_sandbox):
-    if os.getuid() == 0:
-        pytest.skip("root has a freezer here; the ordinary user's run of this suite covers it")
     sandbox = make_sandbox().up()
     with pytest.raises(ProvisionError, match="no freezer"):
         sandbox.substrate.pause(sandbox.box)
