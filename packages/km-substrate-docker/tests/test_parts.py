@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
+import tarfile
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,8 @@ from km_substrate_docker.base.rootfs import package_sources, without_credentials
 from km_substrate_docker.containers import WORKLOAD_CAPABILITIES, Limits, limit_gaps
 from km_substrate_docker.engine import connect, home_digest, socket_path
 from km_substrate_docker.handover import rendezvous
-from km_substrate_docker.hostfiles import share_socket, with_user
+from km_substrate_docker.hostfiles import Owners, share_socket, with_user
+from km_substrate_docker.overlay import overlay
 from km_substrate_docker.preflight import engine_fault
 
 DEB822 = """
@@ -231,3 +234,35 @@ def test_a_shared_socket_follows_the_one_it_stands_for(home):
             client.connect(str(home / "b"))
     (home / "a").unlink()
     assert not share_socket(home / "a", home / "b", os.getegid())
+
+
+class _Image:
+    """As much of a container as the overlay asks for."""
+
+    def __init__(self, pieces):
+        self.pieces, self.given = pieces, 0
+
+    def get_archive(self, path):
+        def stream():
+            for _ in range(self.pieces):
+                self.given += 1
+                yield bytes(1024 * 1024)
+
+        return stream(), {"linkTarget": ""}
+
+
+def test_an_image_with_an_endless_user_list_is_refused_before_it_fills_the_memory():
+    image = _Image(pieces=1000)
+    with pytest.raises(ProvisionError, match="too large"):
+        overlay(image, "pem", Owners.here(), "/workspace")
+    assert image.given < 20
+
+
+@pytest.mark.parametrize(
+    ("folder", "made"),
+    [("/workspace", []), ("/workspace/a", []), ("/workspace2", ["workspace2"]), ("/srv", ["srv"])],
+)
+def test_only_directories_that_are_not_shared_are_made_in_the_image(folder, made):
+    data = overlay(_Image(pieces=1), "pem", Owners.here(), folder)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert [member.name for member in archive if member.isdir()] == made

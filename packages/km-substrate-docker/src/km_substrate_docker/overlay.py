@@ -7,13 +7,19 @@ import os
 import tarfile
 from typing import TYPE_CHECKING
 
+from km_core.errors import ProvisionError
 from km_substrate_docker import hostfiles
 from km_substrate_docker.containers import CA_BUNDLE, CA_EXTRA
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from docker.models.containers import Container
 
     from km_substrate_docker.hostfiles import Owners
+
+MAX_FILE = 16 * 1024 * 1024
+"""Largest file read from an image (users, groups, CAs), in bytes."""
 
 
 def overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> bytes:
@@ -47,6 +53,21 @@ def overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> b
     return buffer.getvalue()
 
 
+def _bounded(stream: Iterable[bytes], path: str) -> bytes:
+    """Return what the engine streams, an archive that an image may have made as large as it likes."""
+    data = bytearray()
+    for piece in stream:
+        data += piece
+        if len(data) > MAX_FILE:
+            raise ProvisionError(
+                "a file of the sandbox image is too large",
+                where=path,
+                why=f"more than {MAX_FILE} bytes",
+                hint="use another image",
+            )
+    return bytes(data)
+
+
 def _read(main: Container, path: str) -> bytes:
     """Return a file of the image, links followed; empty when there is none."""
     from docker.errors import NotFound
@@ -60,7 +81,7 @@ def _read(main: Container, path: str) -> bytes:
         if target:
             path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120 - a path inside
             continue
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(_bounded(stream, path))) as archive:
             member = archive.next()
             content = archive.extractfile(member) if member is not None and member.isfile() else None
             return content.read() if content is not None else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from km_core.errors import ProvisionError
 from km_substrate_docker import image
 from km_substrate_docker.engine import connect, container_name, labels, remove, translate
 
@@ -52,6 +53,10 @@ def reclaim(box: Box) -> None:
         )
         try:
             container.start()
-            container.wait(timeout=300)
+            code = int(container.wait(timeout=300)["StatusCode"])
+            if code != 0:
+                raise ProvisionError(
+                    "the sandbox's files cannot be taken back", where=box.id, why=f"chown ended with {code}"
+                )
         finally:
             remove(container)
