@@ -9,6 +9,7 @@ import stat
 import pytest
 
 from km_core.audit import ChainWriter, DecisionLog, record_hash, verify_dir
+from km_core.audit.decisions import OVERFLOW
 from km_core.errors import AuditError
 from km_core.types import Verdict
 
@@ -206,7 +207,9 @@ def test_a_flood_of_distinct_denials_is_counted_and_does_not_grow_the_file(audit
     assert {(r["kind"], r["verdict"], r["rule"], r.get("name")) for r in rest} == {
         ("dns_query", "deny", DENY.rule, None)
     }
-    assert [r["count"] for r in found if r.get("name") == "hidden.test"] == [1], "a flood of one kind hides no other"
+    assert [r["count"] for r in found if r.get("name") == "hidden.test"] == [1], (
+        "a flood of one kind hides no other"
+    )
 
 
 def test_what_is_allowed_is_never_put_together(audit_dir):

@@ -1,4 +1,9 @@
-"""Decisions into a chain: all of them, equal ones within a second as one record with a count."""
+"""
+Decisions into a chain: all of them, equal ones within a second as one record with a count.
+
+Denials of ever new names cost whoever asks nothing, so they are written one by one up to a rate and
+beyond it as one record per kind and rule with their count: none is lost, and no flood fills the disk.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,9 @@ if TYPE_CHECKING:
 
 _Key = tuple[str, bool, str, str, str, int, str]
 
+OVERFLOW = "further denials, too many different ones to be recorded one by one"
+"""The *detail* of a record that counts denials beyond the rate; it names no host."""
+
 
 @define
 class _Repeat:
@@ -29,13 +37,15 @@ class DecisionLog:
     """
     Never samples: the first of equal decisions is written at once, what follows within the window is
     counted and written as one record when the window ends.  The counts of a key's records add up to the
-    number of decisions.
+    number of decisions; distinct denials beyond the rate share the key of `OVERFLOW`.
 
     Args:
         chain: where records go.
         clock: monotonic seconds.
         window_s: how long equal decisions are gathered.
         max_keys: how many distinct decisions may be open at once; beyond, all are written out.
+        denial_burst: how many distinct denials of one kind may be written one by one in a row.
+        denials_per_s: how many more of it each second thereafter.
     """
 
     def __init__(
@@ -45,6 +55,8 @@ class DecisionLog:
         clock: Callable[[], float] = time.monotonic,
         window_s: float = 1.0,
         max_keys: int = 32768,
+        denial_burst: int = 1024,
+        denials_per_s: float = 16.0,
     ) -> None:
         self._chain = chain
         self._clock = clock
@@ -52,6 +64,10 @@ class DecisionLog:
         self._max_keys = max_keys
         self._open: dict[_Key, _Repeat] = {}
         self._reasons: dict[str, str] = {}
+        self._burst = float(denial_burst)
+        self._rate = denials_per_s
+        # For each kind of its own: a flood of DNS questions must not hide a connection.
+        self._room: dict[str, tuple[float, float]] = {}
 
     def record(
         self,
@@ -79,17 +95,36 @@ class DecisionLog:
         """
         key = (kind, verdict.allow, verdict.rule, name, address, port, detail)
         now = self._clock()
-        repeat = self._open.get(key)
-        if repeat is not None:
-            if now < repeat.ends:
-                repeat.count += 1
+        if self._counted(key, now):
+            return
+        if not verdict.allow and not self._take_room(kind, now):
+            key = (kind, False, verdict.rule, "", "", 0, OVERFLOW)
+            if self._counted(key, now):
                 return
-            self._write_repeats(key, repeat)
-            del self._open[key]
-        elif len(self._open) >= self._max_keys:
+        if len(self._open) >= self._max_keys:
             self.flush(everything=True)
         self._write(key, verdict.reason, verdict.layer, 1)
         self._open[key] = _Repeat(now + self._window_s, f"{verdict.layer}\0{verdict.reason}")
+
+    def _counted(self, key: _Key, now: float) -> bool:
+        """Count a decision whose window is open; a window that has ended is written out first."""
+        repeat = self._open.get(key)
+        if repeat is None:
+            return False
+        if now < repeat.ends:
+            repeat.count += 1
+            return True
+        self._write_repeats(key, repeat)
+        del self._open[key]
+        return False
+
+    def _take_room(self, kind: str, now: float) -> bool:
+        """Take the room of one more distinct denial; False when the rate is used up."""
+        room, then = self._room.get(kind, (self._burst, now))
+        room = min(room + (now - then) * self._rate, self._burst)
+        enough = room >= 1
+        self._room[kind] = (room - 1 if enough else room, now)
+        return enough
 
     def flush(self, *, everything: bool = False) -> None:
         """
