@@ -158,6 +158,9 @@ class FakeKmd:
     def do_activity(self, at):
         return {}
 
+    def do_event(self, kind, detail):
+        return {}
+
 
 class Server:
     """A server whose handler gets ``(head, body, writer)``; what it received is kept."""
@@ -460,12 +463,9 @@ class Rig:
         lines = (self.directory / "audit" / "gate.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
-    async def settled(self, count, within=5.0):
+    async def settled(self, count):
         """Wait until the ledger has *count* settlements or releases."""
-        end = time.monotonic() + within
-        while len(self.kmd.settled) + len(self.kmd.released) < count:
-            assert time.monotonic() < end, (self.kmd.settled, self.kmd.released)
-            await asyncio.sleep(0.01)
+        await until(lambda: len(self.kmd.settled) + len(self.kmd.released) >= count)
 
     async def __aexit__(self, *exc):
         for listener, sock in self.fronts:
@@ -479,6 +479,14 @@ class Rig:
         await self.kmd.stop()
         await asyncio.sleep(0.02)
         shutil.rmtree(self.directory)
+
+
+async def until(condition, within=30.0):
+    """Wait until *condition* holds; long, because a loaded machine is slow and not wrong."""
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        await asyncio.sleep(0.01)
 
 
 def _made(path):

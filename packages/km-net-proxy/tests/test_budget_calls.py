@@ -385,7 +385,7 @@ def test_settlements_wait_on_disk_for_the_control_plane_and_are_sent_once():
                 await asyncio.sleep(0.02)
             assert not rig.kmd.settled
             await rig.kmd.start()
-            await rig.settled(1, within=10)
+            await rig.settled(1)
             assert rig.kmd.spent == 10 * 3000 + 20 * 15000
 
     run(main)

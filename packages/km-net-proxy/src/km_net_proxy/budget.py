@@ -7,12 +7,14 @@ Money is integer nano-dollars from the price table to the wire; dollars appear i
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import asdict, frozen
+import structlog
+from attrs import asdict, evolve, frozen
 
-from km_core.errors import KmError
+from km_core.errors import ControlError, KmError
 from km_core.ledger.money import usd_number
 from km_core.ledger.pricing import affordable_output, price, worst_case_nusd
 from km_core.types import Usage
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from km_net_proxy.http.credentials import Control
     from km_net_proxy.settlement import SettlementJournal
 
+_LOG = structlog.get_logger("km.gate.budget")
 _ATTEMPTS = 4
 _CENT = 10_000_000
+_MOST_NUSD = 10**15
+"""The largest amount the ledger's wire takes; no pool holds it, so such a call is clamped or refused."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
@@ -106,6 +111,8 @@ class Budget:
         self._ceiling = ceiling
         self._sandbox = sandbox
         self._new_id = new_id
+        self._told_at: int | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def summary(self) -> dict[str, Any]:
         """Return the budget's summary; raises `KmError`."""
@@ -150,23 +157,66 @@ class Budget:
                 break
             limit = affordable
             amount = self._worst(provider, plan, limit)
+        self._tell_exhausted(provider, plan, answer)
         raise self._exhausted(plan, answer, amount)
 
     def _worst(self, provider: str, plan: CallPlan, output_limit: int) -> int:
-        return worst_case_nusd(provider, plan.model, plan, output_limit, self._prices)
+        return min(worst_case_nusd(provider, plan.model, plan, output_limit, self._prices), _MOST_NUSD)
 
     async def _ask(self, call_id: str, provider: str, plan: CallPlan, amount: int) -> dict[str, Any]:
         try:
             answer = await self._control.call(
                 "ledger.reserve", call_id=call_id, model=plan.model, provider=provider, amount_nusd=amount
             )
-        except KmError as error:
-            # The ledger may have granted it before the line broke: give it back.
+        except BaseException as error:
+            # The ledger may have granted it before the line broke or the call was cut: give it back.
             self._journal.add(Settlement(call_id, "ledger.release", {}))
-            raise unavailable() from error
+            if isinstance(error, KmError):
+                raise unavailable() from error
+            raise
         if not isinstance(answer, dict):
+            self._journal.add(Settlement(call_id, "ledger.release", {}))
             raise unavailable()
         return answer
+
+    def _tell_exhausted(self, provider: str, plan: CallPlan, answer: dict[str, Any]) -> None:
+        """
+        Raise ``budget_exhausted`` once when what is left buys not even the model's smallest call.
+
+        The control plane raises it by itself when the ceiling is reached to the last nano-dollar; a
+        remainder below the price of the smallest call ends the work just as well, and only the gate
+        knows that price.  Another ceiling arms it anew.
+        """
+        spent, limit = answer.get("spent_nusd"), answer.get("limit_nusd")
+        if not isinstance(spent, int) or not isinstance(limit, int) or spent >= limit:
+            return
+        smallest = evolve(plan, input_bound=min(plan.input_bound, 1), server_tool_uses=0)
+        left = affordable_output(provider, plan.model, smallest, limit - spent, self._prices)
+        if left >= max(plan.min_output, 0) or self._told_at == limit:
+            return
+        self._told_at = limit
+        detail = {
+            "pool": "ai",
+            "model": plan.model,
+            "spent_nusd": spent,
+            "limit_nusd": limit,
+            "remaining_nusd": limit - spent,
+        }
+        task = asyncio.get_running_loop().create_task(self._tell(detail))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, detail: dict[str, Any]) -> None:
+        try:
+            await self._control.call("event", kind="budget_exhausted", detail=detail)
+        except KmError as error:
+            if isinstance(error, ControlError):
+                self._told_at = None  # nobody heard it: the next refused call says it again
+            _LOG.warning("budget_event_not_told", error=str(error))
+
+    async def close(self) -> None:
+        """Wait for what is being told; call it before the control plane's connection is closed."""
+        await asyncio.gather(*self._telling, return_exceptions=True)
 
     def _exhausted(self, plan: CallPlan, answer: dict[str, Any], amount: int) -> Refused:
         spent, limit = answer.get("spent_nusd"), answer.get("limit_nusd")

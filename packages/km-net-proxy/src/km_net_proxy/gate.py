@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import json
 import logging
 import os
@@ -50,7 +51,7 @@ from km_net_proxy.settlement import SettlementJournal
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from km_core.plan import SandboxPlan
     from km_core.types import Meter, Verdict
@@ -223,7 +224,8 @@ class Gate:
             private_hosts=given.private_hosts,
             metered_hosts=tuple(owned),
         )
-        intercepted = {host: meter for host, meter in owned.items() if policy.connect(host, 443, "tls").allow}
+        # On whatever port the profile opens a model host: one that is passed on unopened is not metered.
+        intercepted = {host: meter for host, meter in owned.items() if policy.name(host).allow}
         given.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         given.audit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority = Authority.load_or_make(
@@ -255,7 +257,7 @@ class Gate:
             resolver,
             overrides=given.upstreams,
             proxy=given.upstream_proxy,
-            own_allowed=_single_addresses(plan),
+            own_allowed=_single_addresses(plan, given.private_hosts),
         )
         journal = SettlementJournal(given.state_dir / "settle.wal", control)
         budget = Budget(
@@ -355,6 +357,7 @@ class Gate:
         await self.context.upstreams.close()
         await parts.lease.close()
         await parts.journal.close()
+        await self.context.budget.close()
         await parts.resolver.close()
         await parts.names.close()
         await parts.control.close()
@@ -375,19 +378,14 @@ def _ca_life(plan: SandboxPlan) -> int:
     return max(lifecycle.max_lifetime_s or 0, lifecycle.ttl_s or 0, _YEAR_S)
 
 
-def _single_addresses(plan: SandboxPlan) -> frozenset[str]:
-    """Return the addresses that the plan names one by one: only these may be the host's own."""
-    return frozenset(
-        address
-        for rule in plan.network.addresses
-        for address, _, length in [rule.cidr.partition("/")]
-        if length == ("128" if ":" in address else "32")
-    )
+def _single_addresses(plan: SandboxPlan, private_hosts: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Return the addresses that plan and operator name one by one: only these may be the host's own."""
+    cidrs = [rule.cidr for rule in plan.network.addresses] + [cidr for _, cidr in private_hosts]
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    return frozenset(str(n.network_address) for n in networks if n.prefixlen == n.max_prefixlen)
 
 
 def _literal(host: str) -> str:
-    import ipaddress
-
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

@@ -99,7 +99,8 @@ class Lease:
             await asyncio.sleep(RENEW_S if renewed else _RETRY_S)
 
     async def _watching(self) -> None:
-        while not self._over:
+        # For as long as the gate lives: a deadline that was extended passes again.
+        while True:
             await asyncio.sleep(_CHECK_S)
             self._check_deadline()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from attrs import frozen
 
-from km_core.errors import ControlUnavailableError, KmError
+from km_core.errors import ControlError, ControlUnavailableError, KmError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +108,7 @@ class SettlementJournal:
             if self._queued:
                 batch, self._queued = self._queued, []
                 await self._write(batch)
-            if self._open and not await self._send() and not self._closing:
+            if self._open and not await self._sent() and not self._closing:
                 # Nobody listens: wait, but write what comes in meanwhile.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_S):
@@ -128,9 +128,23 @@ class SettlementJournal:
             self._open[settlement.call_id] = settlement
 
     def _append(self, lines: bytes) -> None:
-        if os.write(self._fd, lines) != len(lines):
-            raise OSError("the disk is full")
-        os.fdatasync(self._fd)
+        size = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, lines) != len(lines):
+                raise OSError("the disk is full")
+            os.fdatasync(self._fd)
+        except OSError:
+            # A torn line would take the next one with it: both would read as one that is damaged.
+            os.ftruncate(self._fd, size)
+            raise
+
+    async def _sent(self) -> bool:
+        """Send everything open; a defect on the way is logged and tried again, never the end of sending."""
+        try:
+            return await self._send()
+        except Exception as error:  # noqa: BLE001 - settlements outlive whatever fails once
+            self._log.error("settlements_not_sent", error=type(error).__name__)
+            return False
 
     async def _send(self) -> bool:
         """Send everything open, at most 32 at a time; False when the control plane is not there."""
@@ -144,14 +158,20 @@ class SettlementJournal:
     async def _one(self, entry: Settlement) -> bool:
         try:
             await self._control.call(entry.op, call_id=entry.call_id, **entry.args)
-        except ControlUnavailableError:
+        except ControlError as error:
+            # Not there, going down, or failing inside: nothing is said about the settlement itself.
+            if not isinstance(error, ControlUnavailableError):
+                self._log.warning("settlement_delayed", call_id=entry.call_id, error=str(error))
             return False
         except KmError as error:
             # It was understood and refused; sending it again changes nothing.
             self._log.error("settlement_refused", call_id=entry.call_id, error=str(error))
         self._open.pop(entry.call_id, None)
         try:
-            os.write(self._fd, json.dumps({"done": entry.call_id}).encode() + b"\n")
+            done = json.dumps({"done": entry.call_id}).encode() + b"\n"
+            size = os.fstat(self._fd).st_size
+            if os.write(self._fd, done) != len(done):
+                os.ftruncate(self._fd, size)
             if not self._open and os.fstat(self._fd).st_size > _COMPACT_BYTES:
                 os.ftruncate(self._fd, 0)
         except OSError as error:

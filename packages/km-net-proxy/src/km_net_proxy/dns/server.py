@@ -43,6 +43,7 @@ _TCP_QUERIES = 1000
 _V4_PTR = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa\Z")
 _V6_PTR = re.compile(r"((?:[0-9a-f]\.){32})ip6\.arpa\Z")
 _REVERSE = Verdict(True, "builtin:synthetic-address", "dns", "an address of km's own")
+_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 _MALFORMED = Verdict(False, "builtin:malformed-name", "dns", "a label holds a dot")
 
 
@@ -234,6 +235,8 @@ class DnsServer:
         if question.bad_version:
             return wire.empty_answer(packet, question.end, NOERROR, wire.opt_record(rcode=wire.BADVERS))
         if not self.open:
+            with contextlib.suppress(KmError):  # refused either way
+                self._on_decision(_LAPSED, "", 0)
             opt = (
                 wire.opt_record(ede=wire.EDE_NOT_READY, text="the control plane is unavailable")
                 if edns

@@ -29,7 +29,7 @@ _STRIPPED = frozenset(
     }
 )
 _STRIPPED_QUERY = frozenset(
-    {"key", "api_key", "api-key", "apikey", "x-api-key", "access_token", "token", "auth", "authorization"}
+    {"key", "api-key", "apikey", "x-api-key", "access-token", "token", "auth", "authorization"}
 )
 _DOUBT_INTERVAL_S = 1.0
 
@@ -87,11 +87,15 @@ class SecretCache:
 
 
 def strip_fields(fields: list[tuple[bytes, bytes]], rule: InjectionRule | None) -> list[tuple[bytes, bytes]]:
-    """Return *fields* without any credential of the client's."""
+    """
+    Return *fields* without any credential of the client's.
+
+    ``X_Api_Key`` counts as ``x-api-key``: servers that hand fields on as variables cannot tell them apart.
+    """
     names = _STRIPPED
     if rule is not None:
         names = names | {name.lower().encode("latin-1") for name in (*rule.strip, rule.header)}
-    return [(name, value) for name, value in fields if name.lower() not in names]
+    return [(name, value) for name, value in fields if name.lower().replace(b"_", b"-") not in names]
 
 
 def strip_query(target: str) -> str:
@@ -102,7 +106,11 @@ def strip_query(target: str) -> str:
     kept = [
         member
         for member in query.split("&")
-        if unquote_plus(member.partition("=")[0]).strip().lower() not in _STRIPPED_QUERY
+        # Some servers end a member at a semicolon too.
+        if not any(
+            unquote_plus(part.partition("=")[0]).strip().lower().replace("_", "-") in _STRIPPED_QUERY
+            for part in member.split(";")
+        )
     ]
     return f"{path}?{'&'.join(kept)}" if kept else path
 

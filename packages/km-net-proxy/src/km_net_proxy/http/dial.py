@@ -68,6 +68,16 @@ class Override:
     tls: bool
     ca_pem: str = ""
 
+    @property
+    def protected(self) -> bool:
+        """Whether what is sent there is nobody else's to read: by TLS, or because it stays on this host."""
+        if self.tls or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
     @classmethod
     def from_url(cls, name: str, url: str, ca_pem: str = "") -> Override:
         """
@@ -171,7 +181,7 @@ class Dialer:
         denied: Verdict | None = None
         for address in found:
             verdict = self._policy.resolved(name, address, port)
-            if verdict.allow and verdict.rule.startswith("builtin:") and self._is_own(str(address)):
+            if verdict.allow and str(address) not in self._own_allowed and self._is_own(str(address)):
                 verdict = _own_verdict(str(address))
             if verdict.allow:
                 allowed.append(address)
@@ -225,7 +235,11 @@ class Dialer:
             ipaddress.ip_address(host)
             candidates = [host]
         except ValueError:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            loop = asyncio.get_running_loop()
+            try:
+                infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError as unresolved:
+                raise DialError("dns_failed", "the configured stand-in does not resolve") from unresolved
             candidates = [str(info[4][0]) for info in infos]
         error: Exception | None = None
         for address in candidates:

@@ -47,6 +47,7 @@ _V4_SYNTHETIC = ipaddress.IPv4Network("198.18.0.0/15")
 _V6_SYNTHETIC = ipaddress.IPv6Network("fdc0:6b6d::/64")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _REFUSAL_WAIT_S = 2.0
+_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 
 
 class Dispatcher:
@@ -154,11 +155,10 @@ class Dispatcher:
             await self._refuse(connection, sock, verdict, scope, recorded=True)
             return False
         if not self._gate.lease.valid:
-            lapsed = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
             # HTTP and intercepted hosts answer 503 in their own words; the rest is just closed.
             if scope.port == 80 or (scope.port == 443 and self._gate.intercepts(scope.name)):
                 return True
-            await self._refuse(connection, sock, lapsed, scope)
+            await self._refuse(connection, sock, _LAPSED, scope)
             return False
         return True
 
@@ -242,9 +242,6 @@ class Dispatcher:
         if self._gate.intercepts(scope.name):
             await self._intercept(connection, sock, scope)
             return
-        if not self._gate.lease.valid:
-            reset_on_close(sock)
-            return
         await self._tunnel(connection, sock, scope, hello=hello)
 
     async def _intercept(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
@@ -283,6 +280,11 @@ class Dispatcher:
     ) -> None:
         """Dial and move bytes both ways; its end is recorded with what it moved."""
         started = time.monotonic()
+        if not self._gate.lease.valid:
+            # Asked here too: the client may have taken its time, and nothing is dialled without a lease.
+            self._judge.decided(_LAPSED, scope)
+            reset_on_close(sock)
+            return
         try:
             dialled = await self._dial(scope)
         except DialDenied as denied:
@@ -334,7 +336,7 @@ class Dispatcher:
     async def _explicit(self, connection: Connection, sock: socket.socket) -> None:
         """Serve a client that talks to the gate as a proxy; CONNECT leads to the transparent path."""
         head = await peek(sock)
-        while head.startswith(b"CONNECT ") and _incomplete(head):
+        while head and b"CONNECT ".startswith(head[:8]) and _incomplete(head):
             more = await peek(sock, len(head) + 1)
             if len(more) == len(head):
                 return
@@ -378,7 +380,7 @@ class Dispatcher:
         else:
             verdict = policy.connect(authority.host, authority.port, "connect")
         if verdict.allow and not self._gate.lease.valid:
-            verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
+            verdict = _LAPSED
         literal = authority.address
         scope = Scope("" if literal is not None else authority.host, literal, authority.port)
         self._judge.decided(verdict, scope)
@@ -395,6 +397,7 @@ class Dispatcher:
         """Answer length-prefixed DNS messages (RFC 7766) with the verdicts that UDP gets."""
         dns = self._gate.dns
         if dns is None or not self._gate.lease.valid:
+            self._judge.decided(_LAPSED, Scope("", None, _DNS_PORT))
             reset_on_close(sock)
             return
         connection.extend(IDLE_TIMEOUT_S)

@@ -101,7 +101,9 @@ def request_head(
     path: str,
     authority: str,
     fields: list[tuple[bytes, bytes]],
+    *,
     length: int | None = None,
+    own: tuple[tuple[bytes, bytes], ...] = (),
 ) -> bytes:
     """
     Return the head to send upstream.
@@ -112,12 +114,17 @@ def request_head(
         authority: value of ``Host``.
         fields: the client's fields, possibly changed; hop-by-hop ones are dropped here.
         length: length of the body when it is not the client's.
+        own: fields of the gate itself, which no ``Connection`` option of the client's takes away.
     """
     dropped = _REQUEST_DROPPED
     if b"connection" in request.index:
         dropped = dropped | connection_options(request.index)
     lines = [f"{request.method} {path} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii")]
-    lines += [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
+    # An underscore counts as a hyphen: some servers read Transfer_Encoding as Transfer-Encoding.
+    lines += [
+        b"%b: %b\r\n" % field for field in fields if field[0].lower().replace(b"_", b"-") not in dropped
+    ]
+    lines += [b"%b: %b\r\n" % field for field in own]
     if length is None:
         length = request.length
         if length == 0 and b"content-length" not in request.index:

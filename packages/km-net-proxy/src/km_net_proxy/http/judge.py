@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from km_core.errors import AuditError
-from km_core.policy import canonical_name
+from km_core.policy import canonical_name, parse_address
 from km_core.types import Verdict
 from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
 from km_net_proxy.http.refusal import printable
@@ -113,7 +113,10 @@ class Judge:
         try:
             name = canonical_name(hello.sni)
         except ValueError:
-            return allowed
+            if parse_address(hello.sni) is not None:
+                return allowed  # forbidden by RFC 6066, sent by some clients, and no name
+            reason = "tls_sni_malformed: the server name is none"
+            return Verdict(False, "builtin:tls-malformed", "tls", reason)
         model_host = name in self._gate.owned or self._gate.intercepts(name)
         if model_host or self._gate.policy.connect(name, 443, "tls").rule == "builtin:unmetered-ai-host":
             return Verdict(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from km_core.errors import KmError
 from km_core.types import EndpointKind, Verdict
@@ -45,6 +45,12 @@ MAX_BODY = 32 * 1024 * 1024
 DRAIN_S = 60.0
 """How long an answer is read on after its client has gone, for its usage."""
 DRAIN_BYTES = 8 * 1024 * 1024
+
+_MAX_CONTAINERS = 1_000_000
+"""Brackets and braces in a body: each may become an object of 64 bytes where the text has two."""
+_MAX_MEMBERS = 4_000_000
+_MAX_MODEL = 256
+"""Longest model name, as in the ledger."""
 
 _CODING_DROPPED = frozenset({b"accept-encoding", b"content-encoding", b"expect", b"content-md5", b"digest"})
 
@@ -125,6 +131,22 @@ class MeterTap:
         return None if decoder.failed else parser.finish()
 
 
+@frozen(repr=False)
+class _Sending:
+    """
+    What goes to the provider besides the body.
+
+    Attributes:
+        path: request target without credentials.
+        fields: the client's fields without credentials.
+        own: the gate's: the operator's credential; never in a repr.
+    """
+
+    path: str
+    fields: list[tuple[bytes, bytes]]
+    own: tuple[tuple[bytes, bytes], ...] = ()
+
+
 class _Hold:
     """What one call's body takes of the gate's `BodyRoom`."""
 
@@ -199,27 +221,32 @@ class ModelCalls:
                 "ai_endpoint_not_metered",
                 endpoint.reason or "this endpoint bills without saying how much, and a ceiling is set",
             )
-        fields, path = await self._credentials(request, target)
+        sending = await self._credentials(request, target)
         if endpoint.kind is not EndpointKind.METERED:
-            return await self._pass(request, target, path, fields)
+            return await self._pass(request, target, sending)
         hold = _Hold(self._gate.room)
         try:
             body = await self._body(request, hold)
             plan = await self._plan(endpoint, headers, body)
             reservation = await self._gate.budget.reserve(self._meter.name, plan)
-            return await self._call(request, target, path, fields, endpoint=endpoint, reservation=reservation)
+            return await self._call(request, target, sending, endpoint=endpoint, reservation=reservation)
         finally:
             hold.release()
 
-    async def _credentials(
-        self, request: RequestHead, target: Target
-    ) -> tuple[list[tuple[bytes, bytes]], str]:
-        """Return the fields with the operator's credential instead of the client's, and a clean path."""
+    async def _credentials(self, request: RequestHead, target: Target) -> _Sending:
+        """Return what is sent: the operator's credential instead of the client's, and a clean path."""
         rule = self._meter.injection
         fields = strip_fields(request.fields, rule)
         path = strip_query(target.path)
         if rule is None:
-            return fields, path
+            return _Sending(path, fields)
+        override = self._gate.dialer.overrides.get(target.authority.host)
+        if override is not None and not override.protected:
+            raise Refused(
+                "ai_upstream_not_protected",
+                f"The stand-in for {target.authority.host} is reached without TLS over the network, so the "
+                "operator's credential is not sent there. In the host's config: upstreams with an https:// URL",
+            )
         try:
             secret = await self._gate.secrets.value(rule.secret)
         except KmError as error:
@@ -231,21 +258,14 @@ class ModelCalls:
                 {"code": "ai_credential_missing", "next": f"km secrets set {rule.secret}"},
             )
         try:
-            fields.append(injected(rule, secret))
+            return _Sending(path, fields, (injected(rule, secret),))
         except ValueError as error:
             raise Refused("ai_credential_malformed", str(error)) from error
-        return fields, path
 
-    async def _pass(
-        self,
-        request: RequestHead,
-        target: Target,
-        path: str,
-        fields: list[tuple[bytes, bytes]],
-    ) -> bool:
+    async def _pass(self, request: RequestHead, target: Target, sending: _Sending) -> bool:
         """Carry out a request that costs nothing, or that nobody counts."""
         session = self._session
-        head = request_head(request, path, target.host, fields)
+        head = request_head(request, sending.path, target.host, sending.fields, own=sending.own)
         exchange = Exchange(session.connection, session.client, request, idle_s=IDLE_TIMEOUT_S)
         upstream = await session.open(target)
         try:
@@ -296,11 +316,15 @@ class ModelCalls:
         return body
 
     async def _plan(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> CallPlan:
+        if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS or body.count(b",") > _MAX_MEMBERS:
+            raise Refused("ai_request_unreadable", "the request's body has too many parts to be read")
         try:
             plan = self._meter.plan_call(endpoint, headers, body)
         except (KmError, ValueError, TypeError, KeyError, RecursionError) as error:
             # What cannot be read cannot be bounded.
             raise Refused("ai_request_unreadable", "the request's body cannot be read") from error
+        if len(plan.model) > _MAX_MODEL:
+            raise Refused("ai_request_unreadable", f"a model's name has at most {_MAX_MODEL} characters")
         if plan.refusal and await self._gate.budget.has_ceiling():
             raise Refused("ai_call_unbounded", plan.refusal)
         return plan
@@ -309,8 +333,7 @@ class ModelCalls:
         self,
         request: RequestHead,
         target: Target,
-        path: str,
-        fields: list[tuple[bytes, bytes]],
+        sending: _Sending,
         *,
         endpoint: Endpoint,
         reservation: Reservation,
@@ -338,8 +361,10 @@ class ModelCalls:
                 else request.index.get(b"accept-encoding", b"").decode("latin-1")
             )
             self._allowed(endpoint, plan, target)
-            sent_fields = _with_encoding(fields, accepted)
-            head = request_head(request, path, target.host, sent_fields, len(body))
+            kept = [field for field in sending.fields if field[0].lower() not in _CODING_DROPPED]
+            # An Accept-Encoding the gate can read.
+            own = (*sending.own, (b"Accept-Encoding", acceptable(accepted).encode("ascii")))
+            head = request_head(request, sending.path, target.host, kept, length=len(body), own=own)
             exchange = Exchange(
                 session.connection,
                 session.client,
@@ -405,10 +430,3 @@ def _clamped(reservation: Reservation) -> bytes:
     if reservation.output_limit is None:
         return b""
     return b"X-Km-Clamped: %d\r\n" % reservation.output_limit
-
-
-def _with_encoding(fields: list[tuple[bytes, bytes]], accepted: str | None) -> list[tuple[bytes, bytes]]:
-    """Return *fields* with an ``Accept-Encoding`` the gate can read, for a body without coding."""
-    kept = [field for field in fields if field[0].lower() not in _CODING_DROPPED]
-    kept.append((b"Accept-Encoding", acceptable(accepted).encode("ascii")))
-    return kept
