@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from km_core.cli.installed import COMMANDS, plugin_commands, version
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,7 +61,7 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return every command's name, those of plugins from metadata only."""
         names = [name for name in _TABLE if not name.startswith("_")]
-        return names + sorted(name for name in _plugin_commands() if name not in _TABLE)
+        return names + sorted(name for name in plugin_commands() if name not in _TABLE)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """Import one command."""
@@ -72,9 +74,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the command list without importing anything."""
         rows = [(name, text) for name, (_, text) in _TABLE.items() if text]
-        for name, entry in sorted(_plugin_commands().items()):
-            summary = entry.dist.metadata.get("Summary", "") if entry.dist is not None else ""
-            rows.append((name, summary))
+        rows += sorted(plugin_commands().items())
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -127,18 +127,19 @@ def _load_entry(entry: Any) -> click.Command:
     return command
 
 
-def _plugin_commands() -> dict[str, Any]:
+def _load_from_plugin(name: str) -> click.Command | None:
+    if name not in plugin_commands():
+        return None
     from importlib.metadata import entry_points
 
-    return {entry.name: entry for entry in entry_points(group="km.commands")}
+    entry = next(iter(entry_points(group=COMMANDS, name=name)), None)
+    return None if entry is None else entry.load()
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from km_core import __version__
-
-    click.echo(f"km {__version__}")
+    click.echo(f"km {version()}")
     ctx.exit()
 
 
