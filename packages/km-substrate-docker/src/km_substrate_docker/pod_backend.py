@@ -260,7 +260,11 @@ class DockerPod:
             raise ProvisionError("the sandbox is not prepared", where=self.context.id)
         with (
             connect(self._images.engine) as client,
-            translate("the sandbox's container cannot be started", where=self.context.id),
+            translate(
+                "the sandbox's container cannot be started",
+                where=self.context.id,
+                hint="the sandbox image must have /bin/sh, and this machine room for it",
+            ),
         ):
             for old in find(client, self.context.config.home, self.context.id, "main"):
                 remove(old)

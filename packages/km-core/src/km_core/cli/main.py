@@ -68,8 +68,7 @@ class LazyGroup(click.Group):
         name = _ALIASES.get(cmd_name, cmd_name)
         if name in _TABLE:
             return _load(_TABLE[name][0])
-        entry = _plugin_commands().get(name)
-        return _load_entry(entry) if entry is not None else None
+        return _load_from_plugin(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the command list without importing anything."""
@@ -133,7 +132,7 @@ def _load_from_plugin(name: str) -> click.Command | None:
     from importlib.metadata import entry_points
 
     entry = next(iter(entry_points(group=COMMANDS, name=name)), None)
-    return None if entry is None else entry.load()
+    return None if entry is None else _load_entry(entry)
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
