@@ -17,6 +17,7 @@ from km_core.errors import ControlUnavailableError, GuardError, KmError, Provisi
 from km_core.plan import WorkloadPlan
 from km_host.cgroup import ControlGroup
 from km_host.pod_client import call_pod, pod_is_alive, pods_of, spawn_pod
+from km_host.supervisor import MAX_CLIENTS
 
 pytestmark = pytest.mark.namespaces
 IS_ROOT = os.getuid() == 0
@@ -497,3 +498,21 @@ def test_a_group_of_the_same_name_does_not_disturb(make_sandbox):
     assert group.directories == ()
     group.remove()
     assert sandbox.status()["running"]
+
+
+def test_clients_that_say_nothing_cost_neither_gate_nor_sandbox(make_sandbox):
+    sandbox = make_sandbox().up()
+    path = str(sandbox.box.runtime_dir / "exec.sock")
+    clients = []
+    try:
+        for _ in range(MAX_CLIENTS + 40):
+            client = socket.socket(socket.AF_UNIX)
+            clients.append(client)
+            client.connect(path)
+        os.kill(pids(sandbox)["gate"], signal.SIGKILL)
+        eventually(lambda: sandbox.status()["gate"].get("restarts") == 1)
+        assert sandbox.status()["running"]
+    finally:
+        for client in clients:
+            client.close()
+    assert sandbox.sh("echo fine") == "fine\n"

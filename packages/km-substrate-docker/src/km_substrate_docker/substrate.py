@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,8 @@ class DockerSubstrate:
         """Hold a place at the supervisor, so that it knows of the command and we know that it is there."""
         with socket.socket(socket.AF_UNIX) as place:
             try:
-                place.settimeout(5)
+                # Not a timeout of Python's, which fails at once when others wait to be accepted too.
+                place.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 5, 0))
                 place.connect(str(box.runtime_dir / EXEC_SOCKET))
             except OSError as error:
                 raise ProvisionError(
