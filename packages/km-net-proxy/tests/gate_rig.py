@@ -37,7 +37,7 @@ KEY = "sk-ant-operators-own-key"
 HOSTS = (AI, WEB, "other.test", "alt.test")
 
 
-def run(main, timeout=60):
+def run(main, timeout=180):
     """Run a coroutine function on uvloop with a limit."""
 
     async def limited():

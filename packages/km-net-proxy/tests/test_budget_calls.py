@@ -9,7 +9,7 @@ import json
 import os
 
 import pytest
-from gate_rig import AI, KEY, Rig, answer, ok, post, run
+from gate_rig import AI, KEY, Rig, answer, ok, post, run, until
 
 from km_core.ledger.money import usd_number
 from km_core.ledger.pricing import worst_case_nusd
@@ -191,7 +191,7 @@ def test_a_stream_is_passed_on_event_by_event():
             reader, writer = await rig.tls(AI)
             writer.write(post(call()))
             await reader.readuntil(b"\r\n\r\n")
-            assert await asyncio.wait_for(reader.readexactly(10), 2) == b"5\r\nfirst\r\n"
+            assert await asyncio.wait_for(reader.readexactly(10), 30) == b"5\r\nfirst\r\n"
             gate.set()
             assert await reader.readexactly(5) == b"0\r\n\r\n"
             writer.close()
@@ -379,10 +379,8 @@ def test_settlements_wait_on_disk_for_the_control_plane_and_are_sent_once():
             await rig.kmd.stop()
             await reader.readuntil(b"0\r\n\r\n")
             writer.close()
-            for _ in range(100):
-                if b"ledger.settle" in (rig.directory / "gate" / "settle.wal").read_bytes():
-                    break
-                await asyncio.sleep(0.02)
+            journal = rig.directory / "gate" / "settle.wal"
+            await until(lambda: b"ledger.settle" in journal.read_bytes())
             assert not rig.kmd.settled
             await rig.kmd.start()
             await rig.settled(1)
@@ -569,7 +567,7 @@ def test_bodies_of_parallel_calls_share_one_bound_of_memory():
             reader, writer = await rig.tls(AI)
             data = post(big)
             writer.write(data[: len(data) - 10])
-            await asyncio.sleep(0.3)
+            await until(lambda: rig.gate.context.room._left < 1.1 * (1 << 20))
             status, _, body = await one(rig, big)
             assert (status, json.loads(body)["km"]["code"]) == (403, "gate_busy")
             writer.write(data[len(data) - 10 :])

@@ -84,7 +84,7 @@ class Gate:
         loop = asyncio.get_running_loop()
         self.upstream, self.zone = await loop.create_datagram_endpoint(Zone, local_addr=("127.0.0.1", 0))
         self.names = SyntheticNames(self.path, limit=self.options.pop("limit", 1000))
-        self.resolver = Resolver([self.upstream.get_extra_info("sockname")], timeout_s=0.3, tries=1,
+        self.resolver = Resolver([self.upstream.get_extra_info("sockname")], timeout_s=self.options.pop("timeout_s", 30.0), tries=1,
                                  overrides={"api.allowed.test": ("127.0.0.1", 8443)})  # fmt: skip
         self.server = DnsServer(self.policy, self.names, self.resolver, self.decide, **self.options)
         self.sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -104,7 +104,7 @@ class Gate:
         await self.names.close()
         self.upstream.close()
 
-    async def send(self, packet, host="127.0.0.1", bind=None, wait_s=1.0):
+    async def send(self, packet, host="127.0.0.1", bind=None, wait_s=30.0):
         """Ask from a *connected* socket, which takes answers only from the address it asked."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -219,14 +219,23 @@ def test_bytes_that_no_host_name_has_are_denied(tmp_path, raw):
     run(tmp_path, test)
 
 
-def test_nxdomain_nodata_and_failure_pass_on(tmp_path):
+def test_nxdomain_and_nodata_pass_on(tmp_path):
     async def test(gate):
-        for name, rcode in (("no.allowed.test", 3), ("empty.allowed.test", 0), ("dead.allowed.test", 2)):
+        for name, rcode in (("no.allowed.test", 3), ("empty.allowed.test", 0)):
             message = await gate.ask(name)
             assert (message.header.rcode, message.rr) == (rcode, [])
         assert len(gate.names) == 1, "nothing was assigned"
 
     run(tmp_path, test)
+
+
+def test_a_silent_upstream_is_a_failure(tmp_path):
+    async def test(gate):
+        message = await gate.ask("dead.allowed.test")
+        assert (message.header.rcode, message.rr) == (2, [])
+        assert len(gate.names) == 1, "nothing was assigned"
+
+    run(tmp_path, test, timeout_s=0.5)
 
 
 @pytest.mark.parametrize("name", ["inside.allowed.test", "mapped.allowed.test"])
@@ -300,7 +309,8 @@ def test_neither_answers_nor_dns_ports_are_answered(tmp_path):
             with pytest.raises(TimeoutError):
                 await gate.send(wrong, wait_s=0.1)
         for port in (53, 5353):
-            with contextlib.suppress(PermissionError), pytest.raises(TimeoutError):
+            # A resolver of the machine's own may hold the port on every address.
+            with contextlib.suppress(OSError), pytest.raises(TimeoutError):
                 await gate.send(packet, bind=("127.0.0.77", port), wait_s=0.1)
         assert gate.decisions == []
 
@@ -447,7 +457,7 @@ def test_the_bench_server_answers():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(0.2)
             sock.connect(("127.0.0.1", port))
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             answer = b""
             while not answer and time.monotonic() < deadline:
                 with contextlib.suppress(OSError):
@@ -456,4 +466,4 @@ def test_the_bench_server_answers():
         assert answer[3] & 15 == 3
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -17,7 +17,7 @@ CURL = shutil.which("curl")
 async def curl(*argv):
     env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     process = await asyncio.create_subprocess_exec(
-        CURL, "-sS", "-m", "10", *argv, stdout=-1, stderr=-1, env=env
+        CURL, "-sS", "-m", "60", *argv, stdout=-1, stderr=-1, env=env
     )
     out, err = await process.communicate()
     return process.returncode, out, err
@@ -28,7 +28,7 @@ async def raw(port, data):
     writer.write(data)
     received = b""
     with contextlib.suppress(ConnectionResetError):
-        received = await asyncio.wait_for(reader.read(), 5)
+        received = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     return received
 
@@ -140,7 +140,7 @@ def test_opaque_bytes_in_a_connect_to_443_are_cut_off(opening):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             writer.write(opening)
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), 30) == b""
             writer.close()
             assert server.connections == 0
 

@@ -116,14 +116,14 @@ class Process:
     async def open(self):
         self.channel.setblocking(False)
         self.reader, self.writer = await asyncio.open_connection(sock=self.channel)
-        return json.loads(await asyncio.wait_for(self.reader.readline(), 20))
+        return json.loads(await asyncio.wait_for(self.reader.readline(), 60))
 
     async def ping(self, number):
         self.writer.write(json.dumps({"ping": number}).encode() + b"\n")
-        return json.loads(await asyncio.wait_for(self.reader.readline(), 5))
+        return json.loads(await asyncio.wait_for(self.reader.readline(), 60))
 
     async def ended(self):
-        return await asyncio.to_thread(self.process.wait, 10)
+        return await asyncio.to_thread(self.process.wait, 60)
 
     def close(self):
         with contextlib.suppress(AttributeError):
@@ -212,7 +212,7 @@ def test_a_whole_gate_serves_a_namespace_with_no_device():
                 gate.close()
                 inside.close()
 
-    run(main, timeout=90)
+    run(main, timeout=300)
 
 
 def _status(pid):

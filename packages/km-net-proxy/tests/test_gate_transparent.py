@@ -11,7 +11,7 @@ import socket
 import ssl
 
 import pytest
-from gate_rig import AI, SANDBOX, WEB, AddressRule, HostRule, Rig, answer, ok, run
+from gate_rig import AI, SANDBOX, WEB, AddressRule, HostRule, Rig, answer, ok, run, until
 
 CURL = shutil.which("curl")
 
@@ -19,7 +19,7 @@ CURL = shutil.which("curl")
 async def curl(*argv):
     env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     process = await asyncio.create_subprocess_exec(
-        CURL, "-sS", "-m", "10", *argv, stdout=-1, stderr=-1, env=env
+        CURL, "-sS", "-m", "60", *argv, stdout=-1, stderr=-1, env=env
     )
     out, err = await process.communicate()
     return process.returncode, out, err
@@ -59,11 +59,8 @@ def test_an_allowed_https_host_is_reached_end_to_end_and_its_tunnel_is_recorded(
                 f"https://{WEB}/x",
             )
             assert (code, out) == (0, b"over the wire"), err
-            for _ in range(100):
-                ends = [event for event in rig.events() if event["kind"] == "tunnel_closed"]
-                if ends:
-                    break
-                await asyncio.sleep(0.02)
+            await until(lambda: any(event["kind"] == "tunnel_closed" for event in rig.events()))
+            ends = [event for event in rig.events() if event["kind"] == "tunnel_closed"]
             assert ends[0]["name"] == WEB
             assert ends[0]["sni"] == WEB
             assert ends[0]["bytes_up"] > 100
@@ -105,7 +102,7 @@ def test_bytes_that_are_no_tls_on_port_443_are_cut_off():
             reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 443))
             writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), 30) == b""
             writer.close()
             assert server.connections == 0
             assert any("tunnel_not_tls" in event.get("reason", "") for event in rig.events())
@@ -129,7 +126,7 @@ def test_a_client_hello_in_single_bytes_still_passes():
                 writer.write(bytes([byte]))
                 await asyncio.sleep(0)
             while True:
-                incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+                incoming.write(await asyncio.wait_for(reader.read(65536), 30))
                 try:
                     tls.do_handshake()
                 except ssl.SSLWantReadError:
@@ -219,7 +216,7 @@ def test_an_unknown_synthetic_address_and_a_literal_one_are_denied():
             for destination in ("198.18.9.9", "192.0.2.7", "169.254.169.254", "10.0.0.1"):
                 reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(destination, 22))
                 with contextlib.suppress(ConnectionResetError):
-                    assert await asyncio.wait_for(reader.read(), 3) == b""
+                    assert await asyncio.wait_for(reader.read(), 30) == b""
                 writer.close()
             denied = [event for event in rig.events() if event.get("verdict") == "deny"]
             assert {event["address"] for event in denied} == {
@@ -401,18 +398,17 @@ def test_at_the_deadline_open_tunnels_are_cut_even_with_the_control_plane_gone()
     async def main():
         async with Rig(hosts=[HostRule(WEB, "exact", (2222,))]) as rig:
             server = await echo_server(rig, WEB)
-            rig.kmd.deadline = time.time() + 1.2
+            rig.kmd.deadline = time.time() + 3
             await rig.up()
             await rig.kmd.stop()
             reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 2222))
             await reader.readline()
-            started = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
-            assert time.monotonic() - started < 3
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+            assert time.time() >= rig.kmd.deadline
             writer.close()
             server.close()
-            assert len(rig.gate.context.connections) == 0
+            await until(lambda: len(rig.gate.context.connections) == 0)
 
     run(main)
 
@@ -443,12 +439,11 @@ def test_more_connections_than_slots_are_reset_and_the_gate_goes_on():
             rig.gate.context.connections.limit = 8
             front = rig.front(WEB, 80)
             held = [socket.create_connection(("127.0.0.1", front)) for _ in range(12)]
-            await asyncio.sleep(0.2)
+            await until(lambda: rig.fronts[-1][0].refused == 4)
             assert len(rig.gate.context.connections) == 8
-            assert rig.fronts[-1][0].refused == 4
             for sock in held:
                 sock.close()
-            await asyncio.sleep(0.2)
+            await until(lambda: len(rig.gate.context.connections) == 0)
             reader, writer = await asyncio.open_connection("127.0.0.1", front)
             writer.write(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
             assert (await answer(reader))[0] == 200
@@ -475,7 +470,7 @@ def test_a_split_client_hello_on_another_port_is_judged_whole():
                     await asyncio.sleep(0.002)
                 received = b""
                 with contextlib.suppress(ConnectionError):
-                    received = await asyncio.wait_for(reader.read(100), 5)
+                    received = await asyncio.wait_for(reader.read(100), 30)
                 assert bool(received) is passes
                 writer.close()
             assert not server.requests
@@ -557,8 +552,7 @@ def test_running_out_of_descriptors_refuses_and_recovers():
                 client.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
                     client.connect(("127.0.0.1", front))
-                await asyncio.sleep(0.3)
-                assert listener.refused >= 1
+                await until(lambda: listener.refused >= 1)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 for descriptor in filler:

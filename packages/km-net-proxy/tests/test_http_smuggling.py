@@ -106,7 +106,7 @@ async def raw(port, data):
     writer.write(data)
     received = b""
     with contextlib.suppress(ConnectionResetError):
-        received = await asyncio.wait_for(reader.read(), 5)
+        received = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     return received
 

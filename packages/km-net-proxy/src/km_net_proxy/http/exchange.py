@@ -25,6 +25,7 @@ from km_net_proxy.http.head import (
     connection_options,
     parse_response,
 )
+from km_net_proxy.http.stream import HIGH_WATER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -304,12 +305,14 @@ class Exchange:
             self._extend()
             self.down += len(piece)
             data = piece if tap is None else tap.feed(piece)
-            if data:
-                client.write(out + (chunk(data) if chunked else data))
+            # A piece is as large as TLS reads at once: in parts, so that a slow reader holds few of them.
+            for start in range(0, len(data), HIGH_WATER):
+                part = data if len(data) <= HIGH_WATER else data[start : start + HIGH_WATER]
+                client.write(out + (chunk(part) if chunked else part))
                 out = b""
                 if client.full:
                     await client.drain()
-            elif out:
+            if out:
                 client.write(out)
                 out = b""
         if tap is not None:

@@ -18,7 +18,7 @@ from km_net_proxy.http.head import MAX_HEAD, HeadError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HIGH_WATER = 256 * 1024
+HIGH_WATER = 64 * 1024
 """Bytes after which reading pauses and writing waits."""
 
 
