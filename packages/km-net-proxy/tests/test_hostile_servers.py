@@ -12,6 +12,7 @@ import pytest
 from gate_rig import AI, WEB, Rig, answer, ok, post, run, until
 
 from km_net_proxy.http.stream import HIGH_WATER, Stream
+from km_net_proxy.meter.offers import AnthropicMeter
 
 GET = b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n"
 
@@ -127,14 +128,18 @@ def test_an_answer_nobody_asked_for_is_never_the_next_ones(sent):
 
 def test_a_slow_reader_of_an_opened_host_makes_the_gate_hold_little():
     async def main():
-        async with Rig(limit=10**11) as rig:
-            block = b"data: " + b"x" * 65_530
+        async with Rig(limit=10**11, meter={"anthropic": AnthropicMeter()}) as rig:
+            block = b"data: " + b"x" * 65_528 + b"\n\n"
+            written = [0]
 
             async def handler(head, body, writer):
-                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                )
                 for _ in range(512):
                     writer.write(b"%x\r\n%b\r\n" % (len(block), block))
                     await writer.drain()
+                    written[0] += 1
                 writer.write(b"0\r\n\r\n")
 
             await rig.serve(AI, handler)
@@ -142,19 +147,27 @@ def test_a_slow_reader_of_an_opened_host_makes_the_gate_hold_little():
             front = rig.front(AI, 443)
 
             def slow():
-                sock = socket.create_connection(("127.0.0.1", front))
+                sock = socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+                sock.connect(("127.0.0.1", front))
                 tls = rig.client_context().wrap_socket(sock, server_hostname=AI)
-                tls.sendall(post({"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": True}))
+                tls.sendall(
+                    post({"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": True, "messages": []})
+                )
                 return tls
 
             tls = await asyncio.to_thread(slow)
-            peak = 0
-            for _ in range(100):
-                await asyncio.sleep(0.02)
-                streams = [item for item in gc.get_objects() if isinstance(item, Stream) and not item.lost]
-                held = sum(len(item._data) + item.transport.get_write_buffer_size() for item in streams)
-                peak = max(peak, held)
-            assert HIGH_WATER < peak <= 640 * 1024, peak
+            streams: list[Stream] = []
+            moved = [-1] * 20
+
+            def stalled():
+                streams[:] = [item for item in gc.get_objects() if isinstance(item, Stream) and not item.lost]
+                moved.append(written[0])
+                return any(item.full for item in streams) and len(set(moved[-20:])) == 1
+
+            await until(stalled)
+            held = sum(len(item._data) + item.transport.get_write_buffer_size() for item in streams)
+            assert HIGH_WATER <= held <= 3 * 64 * 1024, held
 
             def drain():
                 size = 0
