@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from km_core.config import default_runtime_dir
+
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 15.0
-"""The main job's limit once the clone is set up; a busy machine gets three times as much."""
+"""The main job's limit, in seconds, once the clone is set up."""
+BUSY_FACTOR = 4
+"""Other tests run at the same time."""
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.timeout(300)]
 
@@ -30,51 +34,55 @@ def unplugged(*command: str) -> list[str]:
     return ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
 
 
-def outside_the_cache() -> set[str]:
-    """What the demo could leave: files of the clone and of the usual places for temporary ones."""
-    listed = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=all"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return {
-        *listed,
-        *(str(path) for place in ("/tmp", "/run", "/dev/shm") for path in Path(place).glob("*km*")),
-        *(str(path) for path in (Path.home() / ".km").glob("*")),
-    }
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    """A home and a directory for temporary files of the demo's own, to find what it leaves there."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "NO_COLOR": "1"}
 
 
-def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
+def quickstart(places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        unplugged(str(ROOT / "scripts" / "quickstart"), *arguments),
+        unplugged(str(ROOT / "scripts" / "quickstart")),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        env=os.environ | {"NO_COLOR": "1"},
+        env=os.environ | places,
     )
 
 
-def test_the_main_job_passes_offline_twice_and_leaves_nothing() -> None:
-    before = outside_the_cache()
+def in_the_clone() -> str:
+    return subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_the_main_job_passes_offline_twice_and_leaves_nothing(places: dict[str, str]) -> None:
+    before = in_the_clone()
     for _ in range(2):
         started = time.monotonic()
-        done = quickstart()
+        done = quickstart(places)
         elapsed = time.monotonic() - started
         assert done.returncode == 0, done.stderr + done.stdout
         assert "all checks passed" in done.stdout
         assert "\033" not in done.stdout + done.stderr
-        assert elapsed < 3 * WITHIN_S, elapsed
-        reported = re.search(r"in ([\d.]+) s$", done.stdout, re.MULTILINE)
-        assert reported is not None
-    assert outside_the_cache() - before == set()
-    assert not (ROOT / ".cache" / "quickstart" / "home").exists()
+        assert elapsed < BUSY_FACTOR * WITHIN_S, elapsed
+    assert in_the_clone() == before
+    for name in ("HOME", "TMPDIR"):
+        assert list(Path(places[name]).rglob("*")) == []
+    home = ROOT / ".cache" / "quickstart" / "home"
+    assert not home.exists()
+    assert not default_runtime_dir(home, os.environ).exists()
 
 
-def test_a_run_that_was_killed_is_cleaned_up_by_the_next_one() -> None:
+def test_a_run_that_was_killed_is_cleaned_up_by_the_next_one(places: dict[str, str]) -> None:
     process = subprocess.Popen(
         unplugged(str(ROOT / "scripts" / "quickstart")),
         stdin=subprocess.DEVNULL,
@@ -90,7 +98,7 @@ def test_a_run_that_was_killed_is_cleaned_up_by_the_next_one() -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=20)
     assert (ROOT / ".cache" / "quickstart" / "home").exists()
-    done = quickstart()
+    done = quickstart(places)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "all checks passed" in done.stdout
 
@@ -116,7 +124,7 @@ def test_a_user_without_root_gets_one_list_of_packages(tmp_path: Path) -> None:
         if found:
             (tmp_path / name).symlink_to(found)
     done = subprocess.run(
-        ["unshare", "-U", str(tmp_path / "bash"), str(ROOT / "scripts" / "setup")],
+        [shutil.which("unshare") or "unshare", "-U", str(tmp_path / "bash"), str(ROOT / "scripts" / "setup")],
         capture_output=True,
         text=True,
         check=False,
