@@ -21,6 +21,7 @@ from km_core.types import CallPlan
 from km_net_proxy.budget import Budget
 from km_net_proxy.gate import _single_addresses
 from km_net_proxy.http.dial import Override
+from km_net_proxy.inside import InsideApi
 from km_net_proxy.lease import Lease
 from km_net_proxy.meter.offers import AnthropicMeter
 from km_net_proxy.settlement import Settlement, SettlementJournal
@@ -263,6 +264,30 @@ def test_a_call_that_is_merely_too_large_exhausts_nothing():
             writer.close()
             await rig.gate.context.budget.close()
             assert not events
+
+    run(main)
+
+
+def test_a_flood_of_budget_questions_reaches_the_control_plane_one_at_a_time():
+    async def main():
+        class Slow:
+            asked = 0
+
+            async def summary(self):
+                self.asked += 1
+                await asyncio.sleep(0.05)
+                return {"ai": {"limit_nusd": None, "spent_nusd": self.asked}}
+
+        inside = InsideApi(slow := Slow(), sandbox_id="s")
+        cut = asyncio.create_task(inside.answer("GET", "/budget", close=False))
+        await asyncio.sleep(0)
+        answers = asyncio.gather(*(inside.answer("GET", "/budget", close=False) for _ in range(200)))
+        await asyncio.sleep(0.01)
+        cut.cancel()
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in await answers)
+        assert slow.asked == 1
+        await inside.answer("GET", "/budget", close=False)
+        assert slow.asked == 2
 
     run(main)
 

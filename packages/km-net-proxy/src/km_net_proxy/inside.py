@@ -6,6 +6,7 @@ Read-only; the name never leaves the gate, and nothing is cached on the way.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class InsideApi:
     def __init__(self, budget: BudgetView, *, sandbox_id: str) -> None:
         self._budget = budget
         self._sandbox_id = sandbox_id
+        self._asking: asyncio.Task[dict[str, Any]] | None = None
         self._services: dict[str, tuple[str, Service]] = {
             "/": ("this list", self._index),
             "/budget": ("what is spent and what is left, in dollars", self._summary),
@@ -67,7 +69,17 @@ class InsideApi:
         return {"sandbox_id": self._sandbox_id, "services": self._list()}
 
     async def _summary(self) -> dict[str, Any]:
-        return budget_in_dollars(await self._budget.summary())
+        # Whoever asks meanwhile shares the answer: the control plane serves other sandboxes too.
+        asking = self._asking
+        if asking is None:
+            asking = self._asking = asyncio.get_running_loop().create_task(self._budget.summary())
+            asking.add_done_callback(self._answered)
+        return budget_in_dollars(await asyncio.shield(asking))
+
+    def _answered(self, asked: asyncio.Task[dict[str, Any]]) -> None:
+        self._asking = None
+        if not asked.cancelled():
+            asked.exception()  # whoever asked may be gone
 
 
 def budget_in_dollars(summary: dict[str, Any]) -> dict[str, Any]:

@@ -121,10 +121,10 @@ def request_head(
     if b"connection" in request.index:
         dropped = dropped | connection_options(request.index)
     lines = [f"{request.method} {path} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii")]
-    # An underscore counts as a hyphen: some servers read Transfer_Encoding as Transfer-Encoding.
-    lines += [
-        b"%b: %b\r\n" % field for field in fields if field[0].lower().replace(b"_", b"-") not in dropped
-    ]
+    if b"_" in b"".join(request.index):
+        # It counts as a hyphen: some servers read Transfer_Encoding as Transfer-Encoding.
+        dropped = dropped | {name for name in request.index if name.replace(b"_", b"-") in dropped}
+    lines += [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
     lines += [b"%b: %b\r\n" % field for field in own]
     if length is None:
         length = request.length
