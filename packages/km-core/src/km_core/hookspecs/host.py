@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from km_core.control.protocols import ControlPlaneOffer
-    from km_core.types import Claim, DoctorCheck, EgressGroup
+    from km_core.types import Agent, Claim, DoctorCheck, EgressGroup, InsideService
 
 hookspec = HookspecMarker("km")
 
@@ -52,4 +52,32 @@ def km_doctor_checks() -> Iterable[DoctorCheck]:
 
     Shape: offer.  Called by `km doctor` and by set-up.
     Failure: an exception becomes a failed check that names the plugin.
+    """
+
+
+@hookspec
+def km_agents() -> Iterable[Agent]:
+    """
+    Offer agent programs for `km agent run`.
+
+    Shape: offer.  Called once per process, when a command needs an agent.
+    Order: irrelevant; names must be unique across all plugins.
+    Failure: an exception disables this plugin; commands that name one of its agents fail.
+
+    Returns:
+        Agents; *name* is the word on the command line.
+    """
+
+
+@hookspec
+def km_inside_services() -> Iterable[InsideService]:
+    """
+    Offer services of the inside API at `http://km.internal/NAME`.
+
+    Shape: offer.  Called once by the gate at start.
+    Order: irrelevant; a name may be offered once, and never one that the gate has itself.
+    Failure: an exception disables this plugin; its services answer that they do not exist.
+
+    Returns:
+        Services; what they may do is what the sandbox's own control socket allows.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from km_core.types.agent import Agent, AgentRequest, AgentResult
 from km_core.types.check import CheckResult, DoctorCheck
 from km_core.types.claim import Answer, Claim
 from km_core.types.event import Delivery, Event
 from km_core.types.group import EgressGroup, GroupResolution
 from km_core.types.ids import is_alias, is_sandbox_id, new_sandbox_id
+from km_core.types.inside import InsideRequest, InsideResponse, InsideService, Relay
 from km_core.types.meter import (
     CallPlan,
     Decoder,
@@ -24,6 +26,9 @@ from km_core.types.usage import Usage
 from km_core.types.verdict import Verdict
 
 __all__ = [
+    "Agent",
+    "AgentRequest",
+    "AgentResult",
     "Answer",
     "CallPlan",
     "CheckResult",
@@ -37,8 +42,12 @@ __all__ = [
     "Event",
     "GroupResolution",
     "InjectionRule",
+    "InsideRequest",
+    "InsideResponse",
+    "InsideService",
     "Meter",
     "Problem",
+    "Relay",
     "ResponseFilter",
     "SandboxRecord",
     "SandboxState",

@@ -1,0 +1,66 @@
+"""Services of the inside API, ``http://km.internal/NAME`` (DESIGN section 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Relay(Protocol):
+    """Carries out an operation of the sandbox's own control socket; raises `KmError`."""
+
+    def __call__(self, op: str, /, **args: Any) -> Any:
+        """Return the operation's result (``docs/internals.md`` lists them)."""
+
+
+@frozen
+class InsideRequest:
+    """
+    What a process inside the sandbox asked; nothing in it is to be trusted.
+
+    Attributes:
+        method: ``GET`` or ``POST``.
+        path: what follows ``/NAME``, percent-decoding left to the service; empty or with a leading
+            slash.
+        query: the raw query, without the question mark.
+        body: at most 1 MiB.
+        sandbox_id: whose gate was asked; this one can be trusted.
+    """
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+    sandbox_id: str
+    headers: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class InsideResponse:
+    """What goes back: *data* becomes a JSON document."""
+
+    data: Mapping[str, Any]
+    status: int = 200
+
+
+@frozen
+class InsideService:
+    """
+    A service that the gate answers itself.
+
+    Attributes:
+        name: first segment of the path, ``[a-z][a-z0-9-]*``.
+        target: ``module:function`` called with `InsideRequest` and `Relay`, returning `InsideResponse`;
+            imported in the gate only, run in a thread, ended as unavailable after 10 seconds.
+        summary: one line for the service list at ``http://km.internal/``.
+        writes: whether it takes ``POST``.
+    """
+
+    name: str
+    target: str
+    summary: str = ""
+    writes: bool = False
