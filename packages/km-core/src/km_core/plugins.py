@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 GROUP = "km.plugins"
 T = TypeVar("T")
+_OFFER_KEYS: dict[str, Callable[[Any], Any]] = {
+    "km_enforcers": lambda offer: offer,
+    "km_profile_sections": lambda offer: offer.key,
+}
+"""How an offer is called, for the hooks whose offers have no ``name``."""
 
 
 @frozen
@@ -112,12 +117,27 @@ class PluginRegistry:
 
     def claims(self) -> tuple[Claim, ...]:
         """Return every plugin's claims; an exception is an error."""
-        return tuple(item for _, items in self._answers("km_field_claims", {}, strict=True) for item in items)
+        return tuple(claim for _, claim in self.attributed_claims())
+
+    def attributed_claims(self) -> tuple[tuple[str, Claim], ...]:
+        """Return every claim with the name of the plugin that makes it; an exception is an error."""
+        answers = self._answers("km_field_claims", {}, strict=True)
+        return tuple((plugin, item) for plugin, items in answers for item in items)
 
     def profile_sections(self) -> tuple[PluginSection, ...]:
         """Return the profile sections that plugins own."""
         offers: dict[str, PluginSection] = self._offers("km_profile_sections", lambda offer: offer.key)
         return tuple(offers.values())
+
+    def owners(self, hook: str) -> dict[str, str]:
+        """
+        Return the name of the plugin behind each offer of an offer hook, by the offer's name.
+
+        Args:
+            hook: ``km_sidecars``, ``km_enforcers``, ``km_profile_sections`` …
+        """
+        key = _OFFER_KEYS.get(hook, lambda offer: offer.name)
+        return {name: plugin for name, (plugin, _) in self._attributed(hook, key).items()}
 
     def additions(
         self, draft: SandboxPlan, profile: Mapping[str, Any]
@@ -139,6 +159,9 @@ class PluginRegistry:
         return next((info for info in self.infos if info.name == name), None)
 
     def _offers(self, hook: str, key: Callable[[Any], Any]) -> dict[str, Any]:
+        return {name: item for name, (_, item) in self._attributed(hook, key).items()}
+
+    def _attributed(self, hook: str, key: Callable[[Any], Any]) -> dict[str, tuple[str, Any]]:
         found: dict[str, tuple[str, Any]] = {}
         for plugin, items in self._answers(hook, {}, strict=False):
             for item in items:
@@ -151,7 +174,7 @@ class PluginRegistry:
                         plugin, f"{name!r} is already offered by {other}", hint="uninstall one of the two"
                     )
                 found[name] = (plugin, item)
-        return {name: item for name, (_, item) in sorted(found.items())}
+        return dict(sorted(found.items()))
 
     def _answers(
         self, hook: str, arguments: Mapping[str, Any], *, strict: bool, single: bool = False
