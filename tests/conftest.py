@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import collections
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,37 @@ def suite_of(nodeid: str) -> str:
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     longrepr = report.longrepr
     return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+
+
+def _own_places() -> None:
+    """
+    Give the run a directory of its own for temporary files and for km's state, removed at its end.
+
+    No test may find, start or leave anything in the operator's own ``~/.km`` or beside it.  The name is
+    short, because socket paths are limited to 108 bytes, and other users may look in: some suites run as
+    an ordinary user.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    place = Path(tempfile.mkdtemp(prefix="kt"))
+    place.chmod(0o1777)
+    os.environ |= {
+        "TMPDIR": str(place),
+        "KM_HOME": str(place / "km"),
+        "KM_RUNTIME_DIR": str(place / "km-run"),
+    }
+    tempfile.tempdir = str(place)
+    PLACES.append(place)
+
+
+PLACES: list[Path] = []
+_own_places()
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the run left in its directory."""
+    for place in PLACES:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.hookimpl(trylast=True)
