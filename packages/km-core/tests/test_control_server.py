@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from km_core.control.aio import AsyncControlClient
 from km_core.control.ops import Op, integer, text
-from km_core.control.rpc import AsyncControlClient, ControlClient
+from km_core.control.rpc import ControlClient
 from km_core.control.server import ControlServer
 from km_core.errors import ControlError, ControlUnavailableError, GuardError, PolicyDenied, UsageError
 

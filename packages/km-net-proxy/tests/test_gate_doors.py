@@ -13,7 +13,7 @@ import time
 import pytest
 from gate_rig import AI, KEY, WEB, AddressRule, FakeKmd, HostRule, Rig, answer, ok, post, run, until
 
-from km_core.control.rpc import AsyncControlClient
+from km_core.control.aio import AsyncControlClient
 from km_core.errors import ControlError, ControlUnavailableError
 from km_core.ledger.prices import PriceTable
 from km_core.policy import NetworkPolicy

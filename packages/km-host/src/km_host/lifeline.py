@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from km_core.control.rpc import AsyncControlClient
+from km_core.control.aio import AsyncControlClient
 from km_core.errors import ControlUnavailableError, KmError
 from km_host.processes import ChildProcess
 

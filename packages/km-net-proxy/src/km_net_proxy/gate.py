@@ -24,7 +24,7 @@ import structlog
 from attrs import define
 
 from km_core.audit import ChainWriter, DecisionLog
-from km_core.control.rpc import AsyncControlClient
+from km_core.control.aio import AsyncControlClient
 from km_core.errors import AuditError, KmError
 from km_core.ledger.prices import PriceTable
 from km_core.plugins import load_plugins

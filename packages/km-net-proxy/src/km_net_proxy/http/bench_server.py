@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import ipaddress
     from collections.abc import Sequence
 
-    from km_core.control.rpc import AsyncControlClient
+    from km_core.control.aio import AsyncControlClient
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.scope import Scope
 
@@ -186,7 +186,7 @@ async def serve(arguments: argparse.Namespace, directory: Path) -> None:
 
 
 def _no_control() -> AsyncControlClient:
-    from km_core.control.rpc import AsyncControlClient
+    from km_core.control.aio import AsyncControlClient
 
     return AsyncControlClient(Path("/nonexistent"))
 
