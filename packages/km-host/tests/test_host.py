@@ -20,9 +20,10 @@ from km_core.plan import SandboxPlan
 from km_host import bootstrap, caps, cgroup, checks, namespaces, plugin
 from km_host.backend import PodContext
 from km_host.cgroup import ControlGroup, Hierarchies, Limits, find_hierarchies
+from km_host.child import ChildProcess
 from km_host.fds import close_other_descriptors
 from km_host.pod_inputs import PodInputs
-from km_host.processes import ChildProcess, command_of, environment_of
+from km_host.processes import command_of, environment_of
 
 # Capabilities.
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from km_core.control.aio import AsyncControlClient
 from km_core.errors import ControlUnavailableError, KmError
-from km_host.processes import ChildProcess
+from km_host.child import ChildProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,13 +16,13 @@ from km_core.errors import KmError, ProvisionError
 from km_host import caps, exec_channel, namespaces, seccomp
 from km_host.bootstrap import send_bootstrap
 from km_host.cgroup import ControlGroup
+from km_host.child import ChildProcess
 from km_host.fds import receive_frame, send_frame
 from km_host.inside import frames
 from km_host.inside.init import COMMAND
 from km_host.listeners import Listeners, check_listeners
 from km_host.pod_client import child_environment
 from km_host.pod_log import log
-from km_host.processes import ChildProcess
 from km_substrate_local import limits as limit_rules
 from km_substrate_local import rootfs
 from km_substrate_local.holder import CHANNEL_FD, SECCOMP_FD, fork_holder, staged
