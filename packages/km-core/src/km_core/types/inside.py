@@ -10,8 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+GATE_SERVICES = frozenset({"budget"})
+"""Names that the gate answers itself; no plugin can offer them."""
+
+RELAYED = frozenset({"activity", "budget.get", "event"})
+"""Operations that a `Relay` carries out.  The sandbox's socket has more, but those are the gate's and the
+supervisor's own: leases, the ledger, credentials that must not come inside, heads of the audit chain."""
+
+
 class Relay(Protocol):
-    """Carries out an operation of the sandbox's own control socket; raises `KmError`."""
+    """
+    Carries out an operation of the sandbox's own control socket.
+
+    It acts for the sandbox whose gate it is and for no other.  Raises `KmError`: a `GuardError` for an
+    operation that is not one of `RELAYED`, a `ControlError` when the control plane refuses or is away.
+    """
 
     def __call__(self, op: str, /, **args: Any) -> Any:
         """Return the operation's result (``docs/internals.md`` lists them)."""
