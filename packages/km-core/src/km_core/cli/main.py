@@ -28,6 +28,8 @@ _TABLE: dict[str, tuple[str, str]] = {
         "km_core.cli.profile:compile_command",
         "Turn a profile into its plan, without touching anything.",
     ),
+    "profiles": ("km_core.cli.profiles:profiles", "Show built-in profiles and those on the search path."),
+    "schema": ("km_core.cli.profile:schema", "Print the JSON Schema of profiles, for editors."),
     "create": ("km_core.cli.create:create", "Create a sandbox from a profile."),
     "list": ("km_core.cli.fleet:list_command", "List sandboxes."),
     "status": ("km_core.cli.fleet:status", "Show sandboxes: state, enforcement, spend by model."),
@@ -44,6 +46,10 @@ _TABLE: dict[str, tuple[str, str]] = {
     "explain": (
         "km_core.cli.explain:explain",
         "Say what a profile allows, with the functions the wire uses.",
+    ),
+    "wheelhouse": (
+        "km_core.cli.wheelhouse:wheelhouse",
+        "Collect what a profile's host installs: locked wheels, nothing else.",
     ),
     "plugins": ("km_core.cli.plugins:plugins", "Show installed plugins and why one is not used."),
     "audit": ("km_core.cli.observe:audit", "Show and verify the audit chains."),
