@@ -404,10 +404,10 @@ REFUSED = [
     ),
     ({"spec.network.egress.allowedHosts": ["@"]}, "spec.network.egress.allowedHosts[0]", "'@", "group"),
     (
-        {"spec.network.egress.allowedDNSSuffixes": ["@x"]},
+        {"spec.network.egress.allowedDNSSuffixes": ["@X"]},
         "spec.network.egress.allowedDNSSuffixes[0]",
-        "'@x",
-        "allowedHosts",
+        "'@X",
+        "group",
     ),
     (
         {"spec.network.egress.allowedDNSSuffixes": ["192.0.2.1"]},
@@ -605,6 +605,7 @@ ACCEPTED = [
         }
     },
     {"spec.network.egress.allowedDNSSuffixes": []},
+    {"spec.network.egress.allowedDNSSuffixes": ["@python-packages", ".example.org"]},
     {
         "spec.network.egress.allowedDNSSuffixes": [
             ".Example.ORG",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
@@ -17,7 +16,7 @@ Examples:
   km create profile.yaml --docker --alias dev1 --ttl 2h
   km create profile.yaml --dry-run --json"""
 )
-@click.argument("profile", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("profile", metavar="FILE")
 @click.option("--substrate", metavar="NAME", help="Where to run; default: the profile's own.")
 @click.option("--docker", is_flag=True, help="Short for --substrate docker.")
 @click.option("--alias", default="", help="A name of your own: a lower-case word.")
@@ -34,7 +33,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Print the plan; make nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def create(
-    profile: Path,
+    profile: str,
     substrate: str | None,
     docker: bool,
     alias: str,
@@ -49,7 +48,7 @@ def create(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Create a sandbox from PROFILE and start it; a failure leaves nothing behind."""
+    """Create a sandbox from profile FILE (or a built-in) and start it; a failure leaves nothing behind."""
     from km_core.cli.fleet import describe
     from km_core.compile.pipeline import Overrides, plan_from_file
     from km_core.errors import UsageError

@@ -1,4 +1,4 @@
-"""``km validate`` and ``km compile``."""
+"""``km validate``, ``km compile`` and ``km schema``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: km validate profiles/*.yaml --substrate local")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--substrate", metavar="NAME", help="Also check that NAME enforces every written field.")
-@click.option("--show-resolved", is_flag=True, help="Print the merged profile.")
+@click.option(
+    "--show-resolved", is_flag=True, help="Print the merged profile and where each section came from."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def validate(
     ctx: click.Context, files: tuple[str, ...], substrate: str | None, show_resolved: bool, as_json: bool
 ) -> None:
-    """Check every FILE against the schema and the semantic rules; exit code 1 when one is invalid."""
-    from km_core.compile.pipeline import check_file, effective_text
+    """Check every FILE (or built-in) against the schema and the semantic rules; exit code 1 when one is invalid."""
+    from km_core.compile.pipeline import check_file
+    from km_core.compile.resolved import resolved_text
     from km_core.config import load_config
     from km_core.plugins import load_plugins
 
     config, plugins = load_config(), load_plugins()
     everything: list[Problem] = []
     for file in files:
-        problems, loaded = check_file(Path(file), config, plugins, substrate=substrate)
+        problems, loaded = check_file(file, config, plugins, substrate=substrate)
         everything += problems
         if as_json:
             continue
@@ -42,7 +45,7 @@ def validate(
             warned = any(p.severity is Severity.WARNING for p in problems)
             click.echo(f"{file}: valid" + (" (with warnings)" if warned else ""))
             if show_resolved and loaded is not None:
-                click.echo(effective_text(loaded.data), nl=False)
+                click.echo(resolved_text(loaded), nl=False)
     if as_json:
         emit_json({"valid": _valid(everything), "problems": [problem.to_dict() for problem in everything]})
     if not _valid(everything):
@@ -54,7 +57,7 @@ def _valid(problems: Sequence[Problem]) -> bool:
 
 
 @click.command("compile", epilog="Example: km compile profile.yaml --substrate docker --out plan/")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file")
 @click.option("--substrate", metavar="NAME", help="Default: the profile's own.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write plan.json there.")
 @click.option(
@@ -62,9 +65,9 @@ def _valid(problems: Sequence[Problem]) -> bool:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compile_command(
-    file: Path, substrate: str | None, out: Path | None, drop: tuple[str, ...], as_json: bool
+    file: str, substrate: str | None, out: Path | None, drop: tuple[str, ...], as_json: bool
 ) -> None:
-    """Turn profile FILE into its plan; the same input gives the same bytes."""
+    """Turn profile FILE (or a built-in) into its plan; the same input gives the same bytes."""
     from km_core.compile.pipeline import Overrides, plan_from_file
     from km_core.config import load_config
     from km_core.plugins import load_plugins
@@ -82,3 +85,22 @@ def compile_command(
         emit_json({"digest": compiled.plan.digest(), "plan": compiled.plan.to_data()})
     elif out is None:
         click.echo(text, nl=False)
+
+
+@click.command(epilog="Example: km schema --out profiles/profile.schema.json")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there.")
+def schema(out: Path | None) -> None:
+    """Print the JSON Schema of profiles (draft 2020-12), with the sections that plugins bring."""
+    from km_core.plugins import load_plugins
+    from km_core.profile.schema import profile_schema, schema_text
+
+    text = schema_text(profile_schema(load_plugins().profile_sections()))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # An editor may be reading it.
+    fresh = out.with_name(f".{out.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(out)
+    click.echo(str(out))

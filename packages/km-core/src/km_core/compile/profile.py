@@ -14,6 +14,7 @@ from km_core.compile.check import DEFAULT_DOMAIN, Facts, check_rules
 from km_core.compile.convert import Report, Shape
 from km_core.compile.extends import Merged, resolve_extends
 from km_core.compile.load import Document, load_document
+from km_core.profile.kinds import join
 from km_core.profile.model import MODELS
 from km_core.types import Problem, Severity
 
@@ -68,6 +69,14 @@ class LoadedProfile:
         spec = self.data.get("spec")
         paths = [f"spec.{key}" for key in spec] if isinstance(spec, dict) else []
         return {path: self._merged.owner(path).file for path in paths if self.wrote(path)}
+
+    def origin(self, path: str) -> str:
+        """Return the file that *path* came from; the loaded one for what is a default."""
+        return self._merged.owner(path).file
+
+    def label_origin(self, label: str) -> str:
+        """Return the file that a label came from: labels alone are merged key by key."""
+        return self.origin(join("metadata.labels", label))
 
     def wrote(self, path: str) -> bool:
         """Say whether *path*, or something below it, is written and not just a default."""

@@ -115,6 +115,6 @@ def _wide_entries(facts: Facts, report: Report) -> None:
 @NETWORK_RULES.reads(_SUFFIXES)
 def _bare_suffixes(facts: Facts, report: Report) -> None:
     for place, entry in facts.items(_SUFFIXES):
-        if entry != "*" and not entry.startswith((".", "*.")):
+        if entry != "*" and not entry.startswith((".", "*.", "@")):
             message = f"{shown(entry)} also covers every name below it, unlike in allowedHosts"
             report.warn(place, message, f"write .{entry} to say so, or move it to allowedHosts")

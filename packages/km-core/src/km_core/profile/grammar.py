@@ -34,8 +34,8 @@ SECRET_PATH_PATTERN = r"/[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){0,14}"  # noqa: S10
 ADDRESS_PATTERN = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 MAIL_ALIAS_PATTERN = r"[a-z][a-z0-9-]*\.[a-z][a-z0-9-]*"
 SENDER_PATTERN = r"[A-Za-z0-9._*+-]+|(?:\*|[A-Za-z0-9._%+-]+)@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
-DNS_SUFFIX_PATTERN = r"\*|(?:\.|\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
-HOST_PATTERN = rf"{DNS_SUFFIX_PATTERN}|{GROUP_PATTERN}|[0-9a-fA-F.:]+/[0-9]{{1,3}}"
+DNS_SUFFIX_PATTERN = rf"\*|(?:\.|\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|{GROUP_PATTERN}"
+HOST_PATTERN = rf"{DNS_SUFFIX_PATTERN}|[0-9a-fA-F.:]+/[0-9]{{1,3}}"
 
 _MIN_SESSION_S, _MAX_SESSION_S = 15 * 60, 12 * 3600
 
@@ -106,9 +106,14 @@ def session_duration(text: str) -> None:
 
 
 def dns_suffix(text: str) -> None:
-    """Accept an entry of ``allowedDNSSuffixes``: ``*``, or a name with an optional leading ``.`` or ``*.``."""
+    """
+    Accept an entry of ``allowedDNSSuffixes``: ``*``, a name with an optional leading ``.`` or ``*.``, ``@group``.
+
+    A group may stand where the suffix of a package index stood; it opens exact hosts in either list.
+    """
     if text.startswith("@"):
-        raise RuleError("is an egress group, which only allowedHosts takes", "move it to allowedHosts")
+        _group(text)
+        return
     if _cidr_or_address(text):
         raise RuleError("is an address, which no name lookup asks for", "move it to allowedHosts")
     _host_name(text)
@@ -117,8 +122,7 @@ def dns_suffix(text: str) -> None:
 def host(text: str) -> None:
     """Accept an entry of ``allowedHosts``: as `dns_suffix`, an IPv4 address, a CIDR, or ``@group``."""
     if text.startswith("@"):
-        if re.fullmatch(GROUP_PATTERN, text) is None:
-            raise RuleError("is no egress group name", "@ and lower-case letters, digits and hyphens")
+        _group(text)
         return
     if not _cidr_or_address(text):
         _host_name(text)
@@ -134,6 +138,11 @@ def host(text: str) -> None:
     entry = forbidden_range(address) if address is not None else None
     if entry is not None and entry.never:
         raise ValueError(f"is {entry.what}, which no profile can open")
+
+
+def _group(text: str) -> None:
+    if re.fullmatch(GROUP_PATTERN, text) is None:
+        raise RuleError("is no egress group name", "@ and lower-case letters, digits and hyphens")
 
 
 def _cidr_or_address(text: str) -> bool:

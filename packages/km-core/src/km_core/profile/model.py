@@ -236,7 +236,7 @@ class Egress:
     allowed_dns_suffixes: tuple[str, ...] = required(
         "allowedDNSSuffixes",
         Listing(Text(grammar.DNS_SUFFIX_PATTERN, rule=grammar.dns_suffix)),
-        "Names that resolve, with everything below them; empty resolves nothing.",
+        "Names that resolve, with everything below them, or `@group`; empty resolves nothing.",
     )
     allowed_hosts: tuple[str, ...] = optional(
         "allowedHosts",

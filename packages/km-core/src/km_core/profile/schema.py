@@ -7,6 +7,7 @@ still be refused by the finer rules of `km validate`; what it refuses, `km valid
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from km_core.profile.kinds import BySubstrate, Section, fields_of
@@ -43,6 +44,11 @@ def profile_schema(sections: Sequence[PluginSection] = ()) -> dict[str, Any]:
         "else": {"required": ["spec"], "properties": {"spec": {"required": needed}}},
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """Return a schema as the bytes that ``km schema`` prints and that are shipped for editors."""
+    return json.dumps(schema, indent=2, ensure_ascii=True) + "\n"
 
 
 def _object(model: type, definitions: dict[str, Any]) -> dict[str, Any]:

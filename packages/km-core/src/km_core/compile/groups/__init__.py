@@ -1,0 +1,95 @@
+"""
+Egress groups: resolving ``@name`` entries from the operator's own package-client configuration.
+
+Resolution happens before compilation and its outcome is an explicit input of the plan, so compiling
+stays pure.  No registry's host stands in this repository: the clients themselves (pip, npm, apt) are
+asked what they would reach.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from km_core.compile.groups.debian import resolve_debian_packages
+from km_core.compile.groups.mirrors import host_entry
+from km_core.compile.groups.npm import resolve_npm_packages
+from km_core.compile.groups.python import resolve_python_packages
+from km_core.errors import PlanError
+from km_core.policy import parse_address
+from km_core.types import EgressGroup, GroupResolution
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "core_groups",
+    "resolve_debian_packages",
+    "resolve_groups",
+    "resolve_npm_packages",
+    "resolve_python_packages",
+]
+
+
+def core_groups() -> dict[str, EgressGroup]:
+    """Return the groups that km-core itself offers."""
+    offers = (
+        EgressGroup("@debian-packages", "the operator's apt sources", resolve_debian_packages),
+        EgressGroup("@npm-packages", "the operator's npm registries", resolve_npm_packages),
+        EgressGroup("@python-packages", "the operator's Python package index", resolve_python_packages),
+    )
+    return {group.name: group for group in offers}
+
+
+def resolve_groups(names: Iterable[str], groups: Mapping[str, EgressGroup]) -> tuple[GroupResolution, ...]:
+    """
+    Resolve the groups a profile names, sorted by name.
+
+    Raises:
+        PlanError: a group is not offered by anything installed, or cannot be resolved.
+    """
+    result = []
+    for name in sorted(set(names)):
+        if name not in groups:
+            raise PlanError(
+                f"nothing installed offers the egress group {name}",
+                where="spec.network.egress.allowedHosts",
+                hint="offered: " + (", ".join(sorted(groups)) or "none"),
+            )
+        result.append(_checked(name, groups[name].resolve()))
+    return tuple(result)
+
+
+def _checked(name: str, resolution: GroupResolution) -> GroupResolution:
+    """
+    Refuse an answer that is no set of hosts.
+
+    The answer may come from a plugin, and each entry opens a door: a pattern, a bare name (every port)
+    or the name of another group is not one.
+    """
+    answer: object = resolution  # a plugin's, whatever its annotations say
+    if not isinstance(answer, GroupResolution) or answer.name != name:
+        raise _refused(name, "its answer is for another group, or is no GroupResolution")
+    for entry in resolution.hosts:
+        host, _, port = str(entry).rpartition(":")
+        try:
+            canonical = host_entry(host, int(port) if port.isascii() and port.isdigit() else 0)
+        except ValueError as error:
+            raise _refused(name, f"{entry!r} is not HOST:PORT: {error}") from None
+        if canonical != entry:
+            raise _refused(name, f"{entry!r} is not in canonical form, which is {canonical!r}")
+    known = {entry.rpartition(":")[0] for entry in resolution.hosts}
+    for host, cidr in resolution.private:
+        base, _, length = cidr.partition("/")
+        address = parse_address(base)
+        if host not in known or address is None or length != str(address.max_prefixlen):
+            raise _refused(name, f"the exception {host} {cidr} is not for one address of one of its hosts")
+    return resolution
+
+
+def _refused(name: str, why: str) -> PlanError:
+    return PlanError(
+        "the egress group cannot be used",
+        where=name,
+        why=why,
+        hint="this is a fault of what offers the group",
+    )
