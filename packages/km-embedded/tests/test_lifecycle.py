@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 import time
+import types
 
 import pytest
 from attrs import evolve
 
+from km_core import hookimpl
 from km_core.control.substrate import Leftover
 from km_core.errors import GuardError, NotFoundError, PlanError, ProvisionError
 from km_core.lifecycle.create import create_sandbox
@@ -25,6 +27,7 @@ from km_core.lifecycle.power import (
 )
 from km_core.lifecycle.session import Session
 from km_core.plan import LifecyclePlan, SandboxPlan, WorkloadPlan
+from km_core.plugins import PluginRegistry, new_manager
 from km_core.types import SandboxState
 
 
@@ -89,12 +92,18 @@ class Paper:
         self.up.pop(leftover.sandbox_id, None)
 
 
-class Plugins:
-    def __init__(self, *substrates):
-        self.offers = {substrate.name: substrate for substrate in substrates}
+def plugins(*substrates):
+    """A registry with one plugin that offers *substrates*."""
+    made = types.ModuleType("papers")
 
-    def substrates(self):
-        return self.offers
+    @hookimpl
+    def km_substrates():
+        return substrates
+
+    made.km_substrates = km_substrates
+    manager = new_manager()
+    manager.register(made, name="papers")
+    return PluginRegistry(manager)
 
 
 PLAN = SandboxPlan(
@@ -109,8 +118,8 @@ def paper():
 
 @pytest.fixture
 def session(daemon, config, paper):
-    made = Session(config, Plugins(paper), daemon.connect())
-    paper.session = Session(config, Plugins(paper), daemon.connect())
+    made = Session(config, plugins(paper), daemon.connect())
+    paper.session = Session(config, plugins(paper), daemon.connect())
     return made
 
 
@@ -200,7 +209,7 @@ def test_two_destroys_at_once_both_end_well(session, paper, daemon, config):
     errors = []
 
     def destroy():
-        mine = Session(config, Plugins(paper), daemon.connect())
+        mine = Session(config, plugins(paper), daemon.connect())
         try:
             destroy_sandbox(mine, record)
         except Exception as error:
@@ -231,7 +240,7 @@ def test_without_its_substrate_a_destroy_is_refused_and_changes_nothing(session,
     record = make(session)
 
     with pytest.raises(NotFoundError, match="paper"):
-        destroy_sandbox(Session(config, Plugins(), daemon.connect()), record)
+        destroy_sandbox(Session(config, plugins(), daemon.connect()), record)
 
     assert session.record(record.id).state is SandboxState.RUNNING
 
@@ -355,5 +364,5 @@ def test_reconcile_goes_on_after_what_it_cannot_mend(session, paper, config, dae
     assert ["failed: device busy", "destroyed"] == [finding["action"] for finding in findings]
     assert [first.id] == [record.id for record in session.records()]
     session.update(first.id, state="destroying")
-    orphans = reconcile(Session(config, Plugins(), daemon.connect()))
+    orphans = reconcile(Session(config, plugins(), daemon.connect()))
     assert [True] == [finding["action"].startswith("failed") for finding in orphans]

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from km_core.control.steps import StepContext
 from km_core.errors import GuardError, KmError, PlanError
 from km_core.lifecycle.files import make_private_dir, remove_tree, write_private
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.journal import Journal, Step, nothing
+from km_core.lifecycle.steps import creation_steps
 from km_core.lifecycle.workload import run_init_commands, write_config_files
 from km_core.types import SandboxRecord, SandboxState, new_sandbox_id
 
@@ -55,9 +57,12 @@ def create_sandbox(
 
     Raises:
         PlanError: the host cannot do what the plan asks; nothing was made.
+        PluginError: a plugin that the plan needs is broken; nothing was made.
         KmError: a step failed; what had been made is removed again.
     """
+    session.plugins.refuse_broken(plan)
     substrate = session.substrate(plan.substrate)
+    added = session.plugins.lifecycle_steps(plan)
     problems = [p for p in substrate.problems(plan, session.config) if p.severity == "error"]
     if problems:
         first = problems[0]
@@ -111,13 +116,16 @@ def create_sandbox(
         started = True
         substrate.start(boxes[0])
 
+    context = StepContext(record.id, plan, state_dir, control)
     steps = [
         Step("files", files, lambda: remove_tree(state_dir), "state directory"),
         Step("budget", budget, nothing, "budget"),
         Step("prepare", prepare, tear_down, "namespace, listeners and gate"),
+        *creation_steps(session, context, added, "prepared", nothing),
         Step("start", start, tear_down, "first process"),
         Step("init", lambda: run_init_commands(substrate, boxes[0]), nothing, "initCommands"),
         Step("config", lambda: write_config_files(substrate, boxes[0]), nothing, "configFiles"),
+        *creation_steps(session, context, added, "running", tear_down),
         Step("ready", lambda: _mark_running(session, record, substrate.status(boxes[0])), nothing, "record"),
     ]
     try:
@@ -170,7 +178,7 @@ def _mark_running(session: Session, record: SandboxRecord, status: dict[str, obj
 def never_ran(session: Session, sandbox_id: str) -> bool:
     """Say whether creation ended before the workload's first process was to start."""
     steps = session.control.call("journal.list", id=sandbox_id)
-    return all(step["step"] in {"files", "budget", "prepare"} for step in steps)
+    return all(step["step"] != "start" for step in steps)
 
 
 def forget_sandbox(session: Session, sandbox_id: str, *, ran: bool = True) -> None:

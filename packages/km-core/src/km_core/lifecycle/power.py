@@ -11,6 +11,7 @@ from km_core.lifecycle.create import boot_id, creator_lives, never_ran, remove_a
 from km_core.lifecycle.files import remove_tree
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.locks import exclusive
+from km_core.lifecycle.steps import undo_steps
 from km_core.types import SandboxState, deadline, is_sandbox_id
 
 if TYPE_CHECKING:
@@ -226,7 +227,10 @@ def _destroy(session: Session, record: SandboxRecord, *, purge: bool = False) ->
         # Another command was faster: it is what was asked for.
         return
     try:
-        substrate.destroy(session.box(record, plan=session.plan_for_removal(record)))
+        plan = session.plan_for_removal(record)
+        # The workload first: whatever a plugin's undo does, nothing runs any more.
+        substrate.destroy(session.box(record, plan=plan))
+        undo_steps(session, record.id, plan)
         remove_tree(session.config.sandbox_dir(record.id))
     except Exception as error:
         why = error.what if isinstance(error, KmError) else f"{type(error).__name__}: {error}"

@@ -36,12 +36,14 @@ class Session:
             offers = self.plugins.control_planes()
             name = self.config.control_plane
             if name not in offers:
+                why, hint = self.plugins.remedy(f"km-{name}")
+                if not why and name not in {"embedded", "aws"}:
+                    hint = f"installed: {', '.join(offers) or 'none'}"
                 raise NotFoundError(
                     f"no installed plugin offers the control plane {name!r}",
                     where="control_plane",
-                    hint=f"install km-{name}"
-                    if name in {"embedded", "aws"}
-                    else f"installed: {', '.join(offers)}",
+                    why=why,
+                    hint=hint,
                 )
             self._control = offers[name].connect(self.config)
         return self._control
@@ -53,13 +55,15 @@ class Session:
             self._control = None
 
     def substrate(self, name: str) -> Substrate:
-        """Return a substrate by name; `NotFoundError` says what to install."""
+        """Return a substrate by name; `NotFoundError` says what to install, or what failed to load."""
         offers = self.plugins.substrates()
         if name not in offers:
+            why, hint = self.plugins.remedy(f"km-substrate-{name}")
             raise NotFoundError(
                 f"no installed plugin offers the substrate {name!r}",
                 where="spec.runtime.substrate",
-                hint=f"install km-substrate-{name}, or choose one of: {', '.join(offers) or 'none installed'}",
+                why=why,
+                hint=f"{hint}, or choose one of: {', '.join(offers) or 'none installed'}",
             )
         return offers[name]
 
