@@ -49,6 +49,12 @@ _SUBKEYS: dict[str, dict[str, Any]] = {
 _TEXT_LISTS = frozenset({"profile_search_paths", "local.read_only_paths", "ai.openaiCompatibleHosts"})
 
 
+def known_keys() -> tuple[str, ...]:
+    """Return every key that the configuration may hold, nested ones dotted (``docker.image``)."""
+    nested = [f"{section}.{key}" for section, keys in _SUBKEYS.items() for key in keys]
+    return (*_KNOWN, *nested)
+
+
 @frozen
 class Upstream:
     """A stand-in for a host: dial *url* and trust *ca_file* there (DESIGN section 9)."""

@@ -27,7 +27,13 @@ _STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
 @click.command(epilog="Example: km logs dev1 --denied")
 @click.argument("ref")
 @click.option("--denied", is_flag=True, help="Only what was refused.")
-@click.option("--stream", type=click.Choice(["audit", *_STREAMS]), default="audit", show_default=True)
+@click.option(
+    "--stream",
+    type=click.Choice(["audit", *_STREAMS]),
+    default="audit",
+    show_default=True,
+    help="The record of decisions, or the log of a process.",
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends with 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def logs(ref: str, denied: bool, stream: str, follow: bool, as_json: bool) -> None:
