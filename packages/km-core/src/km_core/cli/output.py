@@ -29,6 +29,12 @@ _COLOURS = {
     "failed": "red",
     "allow": "green",
     "deny": "red",
+    "enforced": "green",
+    "missing": "yellow",
+    "refused": "red",
+    "nobody": "red",
+    "loosened": "red",
+    "tightened": "green",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from km_core.cli.claims import claims
 from km_core.cli.output import emit_json, note, table
 
 
@@ -80,3 +81,6 @@ def check(ctx: click.Context) -> None:
     if registry.failures:
         ctx.exit(1)
     click.echo(f"{sum(info.status == 'ok' for info in registry.infos)} plugins, all well")
+
+
+plugins.add_command(claims)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import PlanError
@@ -19,7 +18,7 @@ from km_core.plan import (
     SandboxPlan,
     WorkloadPlan,
 )
-from km_core.policy import NetworkPolicy, compile_address, compile_pattern
+from km_core.policy import NetworkPolicy, compile_address, compile_pattern, parse_address
 from km_core.profile.duration import parse_duration, parse_ttl
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ def draft_plan(
         git=_git(spec.get("sourceAccess") or {}),
         budget=_budget(spec.get("budget") or {}),
         limits=limits,
-        requirements=("km-core", "km-embedded", "km-host", "km-net-proxy", f"km-substrate-{substrate}"),
         inert=tuple(sorted(inert)),
     )
 
@@ -86,16 +84,23 @@ def network_plan(section: Mapping[str, Any], groups: Sequence[GroupResolution]) 
         else:
             hosts.append(compile_pattern(entry, dns_list=False, source=source))
     for index, entry in enumerate(egress.get("allowedDNSSuffixes") or ()):
+        if entry.startswith("@"):
+            continue
         source = f"spec.network.egress.allowedDNSSuffixes[{index}] {entry}"
         hosts.append(compile_pattern(entry, dns_list=True, source=source))
     for group in groups:
         for entry in group.hosts:
             host, _, port = entry.rpartition(":")
-            hosts.append(
-                HostRule(pattern=host, kind="exact", ports=(int(port),), source=f"{group.name} {entry}")
-            )
+            source = f"{group.name} {entry} ({group.source})"
+            literal = parse_address(host)
+            if literal is None:
+                hosts.append(HostRule(pattern=host, kind="exact", ports=(int(port),), source=source))
+            else:
+                cidr = f"{literal}/{literal.max_prefixlen}"
+                addresses.append(AddressRule(cidr=cidr, ports=(int(port),), source=source))
         addresses += [
-            AddressRule(cidr=cidr, host=host, source=f"{group.name} {host}") for host, cidr in group.private
+            AddressRule(cidr=cidr, host=host, source=f"{group.name} {host} ({group.source})")
+            for host, cidr in group.private
         ]
     return NetworkPlan(
         enforcement=section.get("enforcement") or "proxy",
@@ -110,28 +115,25 @@ def resolve_limits(
     config: Mapping[str, Any], *, memory: str | None, cpus: float | None, pids: int | None
 ) -> LimitsPlan:
     """
-    Return the resource limits: flags over configuration over half the host and 512 processes.
+    Return the resource limits that somebody asked for: flags over configuration.
 
-    What a flag or the configuration names is *explicit*: it is enforced or the create is refused.
+    They are *explicit*: enforced, or the create is refused.  What nobody asked for stays open in the plan,
+    which knows no host; the substrate fills it in (half the host and 512 processes).
 
     Raises:
         PlanError: a size cannot be read.
     """
-    explicit = []
-    chosen_memory = memory if memory is not None else config.get("memory")
-    chosen_cpus = cpus if cpus is not None else config.get("cpus")
-    chosen_pids = pids if pids is not None else config.get("pids")
-    for name, value in (("memory", chosen_memory), ("cpus", chosen_cpus), ("pids", chosen_pids)):
-        if value is not None:
-            explicit.append(name)
-    if (chosen_cpus is not None and chosen_cpus <= 0) or (chosen_pids is not None and chosen_pids < 1):
+    memory = memory if memory is not None else config.get("memory")
+    cpus = cpus if cpus is not None else config.get("cpus")
+    pids = pids if pids is not None else config.get("pids")
+    if (cpus is not None and cpus <= 0) or (pids is not None and pids < 1):
         raise PlanError("limits must be above 0", where="limits")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    asked = (("memory", memory), ("cpus", cpus), ("pids", pids))
     return LimitsPlan(
-        memory_bytes=parse_size(str(chosen_memory)) if chosen_memory is not None else total // 2,
-        cpus=float(chosen_cpus) if chosen_cpus is not None else max(1.0, (os.cpu_count() or 2) / 2),
-        pids=int(chosen_pids) if chosen_pids is not None else 512,
-        explicit=tuple(explicit),
+        memory_bytes=None if memory is None else parse_size(str(memory)),
+        cpus=None if cpus is None else float(cpus),
+        pids=None if pids is None else int(pids),
+        explicit=tuple(name for name, value in asked if value is not None),
     )
 
 

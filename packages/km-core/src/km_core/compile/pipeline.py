@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
-from km_core.compile.claims import check_claims, core_claims
+from km_core.compile import claims
+from km_core.compile.builtins import BUILTINS, find_profile
+from km_core.compile.claims import check_claims, claim_matrix, claim_sources
 from km_core.compile.draft import draft_plan, network_plan, resolve_limits
 from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
 from km_core.compile.groups import core_groups, resolve_groups
 from km_core.compile.profile import LoadedProfile, load_profile
+from km_core.compile.requirements import added_requirement, plan_requirements
 from km_core.errors import KmError, PluginError, ProfileError, UsageError
 from km_core.policy import NetworkPolicy
 from km_core.types import Problem, Severity
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from km_core.compile.claims import FieldAnswer
     from km_core.config import Config
     from km_core.plan import SandboxPlan
     from km_core.plugins import PluginRegistry
@@ -51,15 +55,21 @@ class Overrides:
 
 @frozen
 class Compiled:
-    """A plan, the effective profile it was made from, and remarks that do not stop it."""
+    """
+    A plan, the effective profile it was made from, and remarks that do not stop it.
+
+    Attributes:
+        unmet: what would refuse the plan to run here; only ever there when it was made for reading.
+    """
 
     plan: SandboxPlan
     text: str
     notes: tuple[Problem, ...]
+    unmet: tuple[Problem, ...] = ()
 
 
 def check_file(
-    path: Path, config: Config, plugins: PluginRegistry, *, substrate: str | None = None
+    path: Path | str, config: Config, plugins: PluginRegistry, *, substrate: str | None = None
 ) -> tuple[list[Problem], LoadedProfile | None]:
     """
     Return every problem of a profile, with claims when a substrate is named.
@@ -76,9 +86,24 @@ def check_file(
     return problems, loaded
 
 
-def plan_from_file(path: Path, config: Config, plugins: PluginRegistry, overrides: Overrides) -> Compiled:
+def plan_from_file(
+    path: Path | str,
+    config: Config,
+    plugins: PluginRegistry,
+    overrides: Overrides,
+    *,
+    for_reading: bool = False,
+) -> Compiled:
     """
     Compile a profile.
+
+    Args:
+        path: the file, or a name (`find_profile`).
+        config: the operator's configuration.
+        plugins: the installed plugins.
+        overrides: what the command line changes.
+        for_reading: make the plan also when a field is neither enforced nor inert on the substrate, and
+            say so in `Compiled.unmet`.  Such a plan is compared and shown, never run.
 
     Raises:
         ProfileError: the profile is invalid, or a written field is neither enforced nor inert on the
@@ -101,8 +126,9 @@ def plan_from_file(path: Path, config: Config, plugins: PluginRegistry, override
             substrates=plugins.substrates(),
         )
         _refuse([evolve(problem, line=0, column=0) for problem in again.problems], str(path))
-    problems = _claim_problems(loaded, data, substrate, plugins, dropped=overrides.drop)
-    _refuse(problems, str(path))
+    problems = _claim_problems(loaded, data, substrate, plugins, overrides)
+    unmet = [problem for problem in problems if problem.severity is Severity.ERROR] if for_reading else []
+    _refuse([] if for_reading else problems, str(path))
     groups = _groups(data, plugins)
     plan = draft_plan(
         data,
@@ -115,19 +141,24 @@ def plan_from_file(path: Path, config: Config, plugins: PluginRegistry, override
         ),
         inert=[problem.path for problem in problems if problem.severity is Severity.INFO],
     )
+    alone = claims.enforces_itself(substrate, claim_sources(plugins), mode=plan.network.enforcement)
+    if alone:
+        plan = evolve(plan, runners=())
     plan = _with_additions(plan, data, plugins)
+    answers = _answers(loaded, plan, plugins, overrides)
+    plan = evolve(plan, requirements=plan_requirements(plan, plugins, answers, enforced_apart=not alone))
     notes = [p for p in (*loaded.problems, *problems) if p.severity is Severity.WARNING]
-    return Compiled(plan, text, tuple(notes))
+    return Compiled(plan, text, tuple(notes), tuple(unmet))
 
 
-def data_from_file(path: Path, config: Config, plugins: PluginRegistry) -> dict[str, Any]:
+def data_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> dict[str, Any]:
     """Return a valid profile's merged data; `ProfileError` when it is invalid."""
     loaded = _load(path, config, plugins, None)
     _refuse(loaded.problems, str(path))
     return loaded.data
 
 
-def policy_from_file(path: Path, config: Config, plugins: PluginRegistry) -> NetworkPolicy:
+def policy_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> NetworkPolicy:
     """Return the network policy that the gate would use for a profile."""
     data = data_from_file(path, config, plugins)
     return NetworkPolicy.from_plan(
@@ -143,10 +174,13 @@ def effective_text(data: dict[str, Any]) -> str:
     return dump_document(data)
 
 
-def _load(path: Path, config: Config, plugins: PluginRegistry, substrate: str | None) -> LoadedProfile:
+def _load(path: Path | str, config: Config, plugins: PluginRegistry, substrate: str | None) -> LoadedProfile:
+    source = find_profile(path, config.profile_search_paths)
     return load_profile(
-        path,
+        source.content,
+        file=source.file,
         search_paths=config.profile_search_paths,
+        builtins=BUILTINS,
         substrate=substrate,
         domain=config.domain,
         plugin_sections=plugins.profile_sections(),
@@ -166,7 +200,7 @@ def _with_additions(plan: SandboxPlan, data: dict[str, Any], plugins: PluginRegi
             if files.setdefault(file.path, file) != file:
                 raise PluginError(f"the file {file.path} is already written by something else", plugin=plugin)
         runners.update(added.runners)
-        requirements.update(added.requirements)
+        requirements.update(added_requirement(text, plugin=plugin) for text in added.requirements)
     workload = evolve(plan.workload, env=tuple(sorted(env.items())), files=tuple(files.values()))
     extra = tuple(sorted(runners - set(plan.runners)))
     return evolve(
@@ -175,7 +209,8 @@ def _with_additions(plan: SandboxPlan, data: dict[str, Any], plugins: PluginRegi
 
 
 def _groups(data: dict[str, Any], plugins: PluginRegistry) -> tuple[GroupResolution, ...]:
-    entries = data["spec"]["network"].get("egress", {}).get("allowedHosts") or ()
+    egress = data["spec"]["network"].get("egress", {})
+    entries = [*(egress.get("allowedHosts") or ()), *(egress.get("allowedDNSSuffixes") or ())]
     names = [entry for entry in entries if entry.startswith("@")]
     return resolve_groups(names, core_groups() | plugins.egress_groups()) if names else ()
 
@@ -185,16 +220,17 @@ def _claim_problems(
     data: dict[str, Any],
     substrate: str,
     plugins: PluginRegistry,
-    *,
-    dropped: Sequence[str] = (),
+    overrides: Overrides | None = None,
 ) -> list[Problem]:
+    sources = claim_sources(plugins)
     problems = [
         problem
-        for problem in check_claims(loaded, substrate, [*core_claims(), *plugins.claims()])
-        if not any(problem.path == field or problem.path.startswith(f"{field}.") for field in dropped)
+        for problem in check_claims(loaded, substrate, sources, typed=_typed(data, overrides))
+        if overrides is None or not _dropped(problem.path, overrides)
     ]
     mode = data["spec"]["network"].get("enforcement") or "proxy"
-    if mode not in plugins.enforcers() and not any(p.path == "spec.network.enforcement" for p in problems):
+    enforced = mode in plugins.enforcers() or claims.enforces_itself(substrate, sources, mode=mode)
+    if not enforced and not any(p.path == "spec.network.enforcement" for p in problems):
         provider = "km-net-proxy" if mode == "proxy" else "km-net-ebpf"
         message = f"nothing installed enforces the mode {mode}"
         missing = Problem(
@@ -204,6 +240,35 @@ def _claim_problems(
     return problems + [
         evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
     ]
+
+
+def _answers(
+    loaded: LoadedProfile, plan: SandboxPlan, plugins: PluginRegistry, overrides: Overrides
+) -> list[FieldAnswer]:
+    """Return the claims' answers for the written fields that were not dropped."""
+    matrix = claim_matrix(loaded, plan.substrate, claim_sources(plugins))
+    return [answer for answer in matrix if not _dropped(answer.path, overrides)]
+
+
+def _typed(data: dict[str, Any], overrides: Overrides | None) -> dict[str, Any]:
+    """Return the fields that the command line sets: they are claimed like those of the file."""
+    if overrides is None:
+        return {}
+    spec = data["spec"]
+    return {
+        path: value
+        for option, path, value in (
+            (overrides.ttl, "spec.lifecycle.ttl", spec["lifecycle"]["ttl"]),
+            (overrides.idle, "spec.lifecycle.idleTimeout", spec["lifecycle"]["idleTimeout"]),
+            (overrides.ai, "spec.budget.ai.maxSpendUSD", overrides.ai),
+            (overrides.compute, "spec.budget.compute.maxSpendUSD", overrides.compute),
+        )
+        if option is not None
+    }
+
+
+def _dropped(path: str, overrides: Overrides) -> bool:
+    return any(path == field or path.startswith(f"{field}.") for field in overrides.drop)
 
 
 def _refuse(problems: Sequence[Problem], file: str) -> None:
