@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Box:
     runtime_dir: Path
     audit_dir: Path
     control_socket: Path
-    token: str = ""
+    token: str = field(default="", repr=False)
 
 
 @frozen
