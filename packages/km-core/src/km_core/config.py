@@ -75,6 +75,7 @@ class Config:
         upstream_dns: ``ADDRESS[:PORT]`` of the resolver the gate asks; empty means the host's own.
         private_hosts: ``(host, CIDR)`` exceptions of the operator.
         read_only_paths: host paths shown read-only in local sandboxes (tool chains).
+        timezone: IANA name of the operator's zone; empty means the host's.
     """
 
     home: Path
@@ -94,6 +95,7 @@ class Config:
     log_level: str = "info"
     read_only_paths: tuple[str, ...] = ()
     domain: str = "klankermaker.ai"
+    timezone: str = ""
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """Return the state directory of a sandbox."""
@@ -176,6 +178,7 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
         log_level=data.get("log_level", "info"),
         read_only_paths=tuple((data.get("local") or {}).get("read_only_paths") or ()),
         domain=data.get("domain", "klankermaker.ai"),
+        timezone=data.get("timezone", ""),
     )
 
 

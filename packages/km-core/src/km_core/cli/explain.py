@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from km_core.cli.explain_at import at
 from km_core.cli.output import emit_json, paint
 from km_core.errors import NotFoundError, UsageError
 
@@ -20,6 +21,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 def explain() -> None:
     """Say what a profile allows, with the same functions that the gate uses."""
 
+
+explain.add_command(at)
 
 def _show(verdict: Verdict, as_json: bool) -> None:
     if as_json:
