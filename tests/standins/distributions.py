@@ -86,20 +86,34 @@ class _IndexHandler(Handler):
 
 
 def _wheel() -> bytes:
-    """Build the wheel (binary distribution format, PEP 427)."""
-    info = "km_greeting-1.0.dist-info"
-    files = {
-        "km_greeting.py": b"TEXT = 'hello from the index'\n",
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: km-greeting\nVersion: 1.0\n",
+    return make_wheel("km-greeting", "1.0", {"km_greeting.py": "TEXT = 'hello from the index'\n"})
+
+
+def make_wheel(
+    name: str,
+    version: str,
+    modules: dict[str, str],
+    *,
+    requires: tuple[str, ...] = (),
+    entry_points: str = "",
+) -> bytes:
+    """Build a pure wheel (binary distribution format, PEP 427) of Python source by path."""
+    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
+    files = {path: text.encode() for path, text in modules.items()}
+    files |= {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: km tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    if entry_points:
+        files[f"{info}/entry_points.txt"] = entry_points.encode()
     record = ""
-    for name, data in files.items():
+    for path, data in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        record += f"{name},sha256={digest},{len(data)}\n"
+        record += f"{path},sha256={digest},{len(data)}\n"
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
+        for path, data in files.items():
+            archive.writestr(path, data)
     return buffer.getvalue()
