@@ -18,7 +18,7 @@ from km_core.compile.claims import check_claims, claim_matrix, claim_sources
 from km_core.compile.draft import draft_plan, network_plan, resolve_limits
 from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
-from km_core.compile.groups import core_groups, resolve_groups
+from km_core.compile.groups import resolve_with_plugins
 from km_core.compile.profile import LoadedProfile, load_profile
 from km_core.compile.requirements import added_requirement, plan_requirements
 from km_core.errors import KmError, PluginError, ProfileError, UsageError
@@ -212,7 +212,7 @@ def _groups(data: dict[str, Any], plugins: PluginRegistry) -> tuple[GroupResolut
     egress = data["spec"]["network"].get("egress", {})
     entries = [*(egress.get("allowedHosts") or ()), *(egress.get("allowedDNSSuffixes") or ())]
     names = [entry for entry in entries if entry.startswith("@")]
-    return resolve_groups(names, core_groups() | plugins.egress_groups()) if names else ()
+    return resolve_with_plugins(names, plugins) if names else ()
 
 
 def _claim_problems(

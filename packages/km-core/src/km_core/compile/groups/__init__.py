@@ -8,18 +8,24 @@ asked what they would reach.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
+
+from attrs import evolve
 
 from km_core.compile.groups.debian import resolve_debian_packages
 from km_core.compile.groups.mirrors import host_entry
 from km_core.compile.groups.npm import resolve_npm_packages
 from km_core.compile.groups.python import resolve_python_packages
-from km_core.errors import PlanError
+from km_core.errors import KmError, PlanError
+from km_core.plugins.calls import brief, call
 from km_core.policy import parse_address
 from km_core.types import EgressGroup, GroupResolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from km_core.plugins import PluginRegistry
 
 __all__ = [
     "core_groups",
@@ -27,6 +33,7 @@ __all__ = [
     "resolve_groups",
     "resolve_npm_packages",
     "resolve_python_packages",
+    "resolve_with_plugins",
 ]
 
 
@@ -57,6 +64,45 @@ def resolve_groups(names: Iterable[str], groups: Mapping[str, EgressGroup]) -> t
             )
         result.append(_checked(name, groups[name].resolve()))
     return tuple(result)
+
+
+def resolve_with_plugins(names: Iterable[str], plugins: PluginRegistry) -> tuple[GroupResolution, ...]:
+    """
+    Resolve the groups a profile names from km's own offers and those of installed plugins.
+
+    Raises:
+        PluginError: a plugin offers a group that km itself has, or its group cannot be resolved, answers
+            with something else than hosts, or hangs; names the plugin.
+        PlanError: nothing offers a group, or one of km's own cannot be resolved.
+    """
+    own, offered = core_groups(), plugins.egress_groups()
+    owners = plugins.owners("km_egress_groups")
+    for name in sorted(own.keys() & offered.keys()):
+        # Otherwise any installed distribution could decide which hosts a package index has.
+        raise plugins.error(
+            owners[name],
+            f"offers the group {name}, which km itself has",
+            hint="uninstall it, or rename its group",
+        )
+    attributed = {
+        name: evolve(group, resolve=partial(_ask_plugin, plugins, owners[name], group))
+        for name, group in offered.items()
+    }
+    return resolve_groups(names, own | attributed)
+
+
+def _ask_plugin(plugins: PluginRegistry, plugin: str, group: EgressGroup) -> GroupResolution:
+    outcome = call(group.resolve, what=group.name, plugin=plugin)
+    if outcome.error is None:
+        try:
+            return _checked(group.name, outcome.value)
+        except PlanError as error:
+            raise plugins.error(plugin, f"the group {group.name} cannot be used: {error.why}") from error
+    if isinstance(outcome.error, KmError):
+        raise outcome.error
+    raise plugins.error(
+        plugin, f"the group {group.name} cannot be resolved: {brief(outcome.error)}"
+    ) from outcome.error
 
 
 def _checked(name: str, resolution: GroupResolution) -> GroupResolution:

@@ -58,9 +58,11 @@ def resolve_debian_packages(ask: Callable[[], Iterable[str]] | None = None) -> G
 def _ask_apt() -> Iterable[str]:
     apt = shutil.which("apt-get")
     if apt is not None:
-        text = ask([apt, "indextargets", "--format", "$(REPO_URI)"], group=NAME)
+        # indextargets would be the nicer question, but knows only what was downloaded before; this one
+        # says what `apt-get update` would ask for, and asks nobody.
+        text = ask([apt, "--print-uris", "update"], group=NAME)
         if text is not None:
-            return text.split()
+            return [line.split("'")[1] for line in text.splitlines() if line.startswith("'")]
     etc = Path("/etc/apt")
     if not etc.is_dir():
         raise PlanError(
