@@ -357,7 +357,7 @@ class _Front(Listener):
 class Rig:
     """Everything of one test; use as ``async with Rig(...) as rig``."""
 
-    def __init__(self, *, limit=None, hosts=None, https_only=False, addresses=(), meter=True):
+    def __init__(self, *, limit=None, hosts=None, https_only=False, addresses=(), meter=True, services=None):
         self.directory = Path(tempfile.mkdtemp(prefix="kg"))
         self.kmd = FakeKmd(self.directory / "k.sock", limit=limit)
         self.pki = Authority.load_or_make(
@@ -375,6 +375,7 @@ class Rig:
             budget=BudgetPlan(ai_limit_nusd=limit),
         )
         self.meters = {"anthropic": FakeMeter()} if meter is True else (meter or {})
+        self.services = services or {}
         self.upstreams = {}
         self.servers = []
         self.fronts = []
@@ -414,7 +415,7 @@ class Rig:
             prices={},
             alias="",
         )
-        self.gate = await Gate.open(given, self.meters)
+        self.gate = await Gate.open(given, self.meters, self.services)
         self.gate.context.names = self.names
         self.gate.context.dialer._resolver = self.resolver
         self.gate._parts.journal.start()

@@ -45,6 +45,7 @@ from km_net_proxy.http.dispatch import Dispatcher
 from km_net_proxy.http.listener import Listener
 from km_net_proxy.http.upstream import Trust, Upstreams
 from km_net_proxy.inside import InsideApi
+from km_net_proxy.inside_services import InsideServices
 from km_net_proxy.lease import Lease
 from km_net_proxy.meter.offers import meters as own_meters
 from km_net_proxy.settlement import SettlementJournal
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from km_core.plan import SandboxPlan
-    from km_core.types import Meter, Verdict
+    from km_core.types import InsideService, Meter, Verdict
 
 MAX_CONNECTIONS = 4096
 _DESCRIPTORS_PER_CONNECTION = 6
@@ -198,25 +199,35 @@ class Gate:
         self._log = structlog.get_logger("km.gate")
 
     @classmethod
-    async def open(cls, given: boot.Bootstrap, meters: Mapping[str, Meter] | None = None) -> Gate:
+    async def open(
+        cls,
+        given: boot.Bootstrap,
+        meters: Mapping[str, Meter] | None = None,
+        services: Mapping[str, InsideService] | None = None,
+    ) -> Gate:
         """
         Put a gate together; nothing is served yet.
 
         Args:
             given: the bootstrap.
             meters: by provider name; None for those of the installed plugins.
+            services: of the inside API, by name; None likewise.
 
         Raises:
-            KmError: a part cannot be opened.
+            KmError: a part cannot be opened, or a plugin that the plan needs is broken.
         """
         plan = given.plan
         prices = PriceTable.load(given.prices or None)
         if meters is None:
             # Our own meters know this sandbox's prices and hosts; other distributions' stand beside them.
             ours = {meter.name: meter for meter in own_meters(given.openai_compatible_hosts, prices)}
-            offered = {**load_plugins().meters(), **ours}
+            plugins = load_plugins()
+            offered = {**plugins.meters(), **ours}
+            plugins.refuse_broken(plan)
         else:
             offered = dict(meters)
+        if services is None:
+            services = load_plugins().inside_services()
         owned = {host: meter for meter in offered.values() for host in meter.hosts}
         policy = NetworkPolicy.from_plan(
             plan.network,
@@ -279,7 +290,11 @@ class Gate:
             authority=authority,
             budget=budget,
             secrets=SecretCache(control),
-            inside=InsideApi(budget, sandbox_id=given.sandbox_id),
+            inside=InsideApi(
+                budget,
+                sandbox_id=given.sandbox_id,
+                added=InsideServices(services, control, sandbox_id=given.sandbox_id),
+            ),
             dns=dns,
             meters=intercepted,
             owned=frozenset(owned),

@@ -1,7 +1,8 @@
 """
 The inside API: what the sandbox may ask its gate at ``http://km.internal/``.
 
-Read-only; the name never leaves the gate, and nothing is cached on the way.
+The gate's own services are read-only; plugins add theirs (`km_net_proxy.inside_services`).  The name never
+leaves the gate, and nothing is cached on the way.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from km_core.ledger.money import usd_number
 from km_net_proxy.http.refusal import json_error, response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from km_core.types import InsideService
     from km_net_proxy.budget import BudgetView
+    from km_net_proxy.inside_services import InsideServices
 
     Service = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -31,10 +34,12 @@ class InsideApi:
     Args:
         budget: the sandbox's budget.
         sandbox_id: whose gate it is.
+        added: the services of plugins.
     """
 
-    def __init__(self, budget: BudgetView, *, sandbox_id: str) -> None:
+    def __init__(self, budget: BudgetView, *, sandbox_id: str, added: InsideServices | None = None) -> None:
         self._budget = budget
+        self._added = added
         self._sandbox_id = sandbox_id
         self._asking: asyncio.Task[dict[str, Any]] | None = None
         self._services: dict[str, tuple[str, Service]] = {
@@ -62,8 +67,33 @@ class InsideApi:
         body = json.dumps(data, indent=2).encode() + b"\n"
         return response(200, body, content_type=_JSON, close=close, head_only=head_only)
 
+    def added(self, target: str) -> InsideService | None:
+        """Return the plugin's service that a request target asks, or None."""
+        return None if self._added is None else self._added.find(target)
+
+    async def answer_added(
+        self,
+        service: InsideService,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes,
+        close: bool,
+    ) -> bytes:
+        """Return the whole response of a plugin's service to one request."""
+        allowed = "GET, HEAD, POST" if service.writes else "GET, HEAD"
+        if method not in allowed.split(", ") or self._added is None:
+            refusal = json_error("method_not_allowed", f"{allowed} are served here")
+            return response(405, refusal, content_type=_JSON, headers=(("Allow", allowed),), close=close)
+        asked = "GET" if method == "HEAD" else method
+        answer = await self._added.answer(service, asked, target, headers=headers, body=body)
+        head_only = method == "HEAD"
+        return response(answer.status, answer.body, content_type=_JSON, close=close, head_only=head_only)
+
     def _list(self) -> dict[str, str]:
-        return {path: summary for path, (summary, _) in self._services.items()}
+        own = {path: summary for path, (summary, _) in self._services.items()}
+        return own if self._added is None else {**self._added.summaries, **own}
 
     async def _index(self) -> dict[str, Any]:
         return {"sandbox_id": self._sandbox_id, "services": self._list()}

@@ -21,6 +21,7 @@ from km_net_proxy.http.head import HeadError, RequestHead, check_partial, parse_
 from km_net_proxy.http.metered import ModelCalls
 from km_net_proxy.http.refusal import blocked_page, json_error, printable, response
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
+from km_net_proxy.inside_services import read_body
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
@@ -236,12 +237,26 @@ class Session:
         raise RequestRefused.error(503, "control_plane_unavailable", "the control plane cannot be reached")
 
     async def _inside(self, request: RequestHead, target: Target) -> bool:
+        inside = self.gate.inside
+        service = inside.added(target.path)
         verdict = self.gate.policy.connect(INSIDE_NAME, 80, "http")
-        self.gate.evidence.decided(
-            verdict, "inside_request", name=INSIDE_NAME, port=80, detail=request.method
-        )
-        close = not request.keep_alive or request.minor == 0 or request.length != 0
-        self.client.write(await self.gate.inside.answer(request.method, target.path, close=close))
+        # Only names that exist are told apart: others could make ever new records.
+        detail = request.method if service is None else f"{request.method} /{service.name}"
+        self.gate.evidence.decided(verdict, "inside_request", name=INSIDE_NAME, port=80, detail=detail)
+        if service is None:
+            close = not request.keep_alive or request.minor == 0 or request.length != 0
+            self.client.write(await inside.answer(request.method, target.path, close=close))
+        else:
+            if not self.gate.lease.valid:
+                self._unleased(INSIDE_NAME)
+            body = await read_body(self.client, self.connection, request, self.gate.room)
+            close = not request.keep_alive or request.minor == 0
+            self.connection.extend(IDLE_TIMEOUT_S)
+            self.client.write(
+                await inside.answer_added(
+                    service, request.method, target.path, headers=request.headers(), body=body, close=close
+                )
+            )
         if close:
             await self.linger()
         return not close
