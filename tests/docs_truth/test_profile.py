@@ -49,10 +49,22 @@ def test_every_field_has_a_row_on_the_reference_page() -> None:
     for line in text.splitlines():
         if heading := re.match(r"## (?:`(.+)`|The document)$", line):
             section = heading[1] or ""
-        elif row := re.match(r"\| (?:\*\*)?`(\w+)`(?:\*\*)? \| \S.* \| .*\| \S.* \|$", line):
+        elif row := re.match(r"\| (?:\*\*)?`(\w+)`(?:\*\*)? \| \S.* \| .*\| .*\| \S.* \|$", line):
             rows.add(f"{section}.{row[1]}".lstrip("."))
 
     assert rows == {path for path, _ in fields()}
+
+
+def test_every_rule_between_fields_has_a_row_and_every_row_a_rule() -> None:
+    from km_core.compile.rules_network import NETWORK_RULES
+    from km_core.compile.rules_operator import OPERATOR_RULES
+    from km_core.compile.rules_runtime import RUNTIME_RULES
+
+    rules = [paths for rules in (RUNTIME_RULES, NETWORK_RULES, OPERATOR_RULES) for paths, _ in rules.entries]
+    text = (ROOT / "docs" / "reference" / "rules.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`[\w.]+` )+)\|.*\| (?:error|warning) \|$", text, re.MULTILINE)
+
+    assert sorted(tuple(re.findall(r"`(.+?)`", row)) for row in rows) == sorted(rules)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -81,7 +81,7 @@ _CONFIG_FORBIDDEN_EXACT = frozenset(
 
 
 def duration(text: str) -> None:
-    """Accept ``30m``, ``4h``, ``2d``."""
+    """Accept one number and a unit: ``30m``, ``4h``, ``2d``."""
     parse_duration(text)
 
 
@@ -120,7 +120,7 @@ def dns_suffix(text: str) -> None:
 
 
 def host(text: str) -> None:
-    """Accept an entry of ``allowedHosts``: as `dns_suffix`, an IPv4 address, a CIDR, or ``@group``."""
+    """Accept an entry of ``allowedHosts``: as in ``allowedDNSSuffixes``, an IPv4 address, a CIDR."""
     if text.startswith("@"):
         _group(text)
         return

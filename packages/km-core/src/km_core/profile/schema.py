@@ -8,9 +8,10 @@ still be refused by the finer rules of `km validate`; what it refuses, `km valid
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
-from km_core.profile.kinds import BySubstrate, Section, fields_of
+from km_core.profile.kinds import BySubstrate, Listing, Section, Table, Text, fields_of
 from km_core.profile.model import SandboxProfile
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def reference_page() -> str:
     ]
     for path, model, doc in _sections(SandboxProfile, "", "The document."):
         lines += [f"## `{path}`" if path else "## The document", "", doc, ""]
-        lines += ["| Field | Type | Default | Meaning |", "|---|---|---|---|"]
+        lines += ["| Field | Type | Default | Rule | Meaning |", "|---|---|---|---|---|"]
         for key, info in fields_of(model).items():
             name = f"**`{key}`**" if info.required else f"`{key}`"
-            lines.append(f"| {name} | {info.kind.words()} | {_default_words(info)} | {info.doc} |")
+            lines.append(
+                f"| {name} | {info.kind.words()} | {_default_words(info)} | {_rule_words(info.kind)} | {info.doc} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -109,6 +112,30 @@ def _sections(model: type, path: str, doc: str) -> Iterator[tuple[str, type, str
     for key, info in fields_of(model).items():
         if isinstance(info.kind, Section):
             yield from _sections(info.kind.model, f"{path}.{key}" if path else key, info.doc)
+
+
+def _rule_words(kind: Kind) -> str:
+    """Say what a value must be beyond its type, from the docstring of the rule that checks it."""
+    if isinstance(kind, Listing):
+        parts = [_rule_words(kind.item)]
+        parts += [f"{kind.min_items} or more"] if kind.min_items else []
+        parts += ["no item twice"] if kind.unique else []
+        return "; ".join(part for part in parts if part)
+    if isinstance(kind, Table):
+        named = [("keys", _rule_words(kind.key)), ("values", _rule_words(kind.value))]
+        return "; ".join(f"{what}: {words}" for what, words in named if words)
+    if not isinstance(kind, Text):
+        return ""
+    if kind.rule is not None:
+        first = (kind.rule.__doc__ or "").strip().split("\n\n")[0].rstrip(".")
+        words = " ".join(first.removeprefix("Accept ").replace("``", "`").split())
+        words = re.sub(r"^an entry of `\w+`: | \(rule [A-Z]+\)", "", words)
+    else:
+        words = kind.says.partition(": ")[2] or kind.says.removeprefix("must be ")
+        words = re.sub(r"^is (?:no|not a) ", "a ", words).replace("*", "\\*")
+    if kind.max_length:
+        words = f"{words}; " * bool(words) + f"at most {kind.max_length} characters"
+    return words.replace("|", "\\|")
 
 
 def _default_words(info: FieldInfo) -> str:
