@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from km_core.cli.explain_at import at
-from km_core.cli.output import emit_json, paint
+from km_core.cli.output import emit_json, paint, printable
 from km_core.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -24,64 +24,64 @@ def explain() -> None:
 
 explain.add_command(at)
 
+
 def _show(verdict: Verdict, as_json: bool) -> None:
     if as_json:
         emit_json(verdict.to_dict())
         return
     word = "allow" if verdict.allow else "deny"
-    click.echo(f"{paint(word, word)}: {verdict.reason}")
-    click.echo(f"  rule:  {verdict.rule}\n  layer: {verdict.layer}")
+    click.echo(f"{paint(word, word)}: {printable(verdict.reason)}")
+    click.echo(f"  rule:  {printable(verdict.rule)}\n  layer: {verdict.layer}")
 
 
-@explain.command(epilog="Example: km explain egress profile.yaml https://api.example.org/v1")
-@click.argument("file", type=_FILE)
+@explain.command(
+    epilog="""\b
+Examples:
+  km explain egress profile.yaml https://api.example.org/v1
+  km explain egress sealed '[2001:db8::1]:443'
+  km explain egress profile.yaml https://api.anthropic.com/v1/messages --method POST"""
+)
+@click.argument("file")
 @click.argument("target", metavar="URL|HOST[:PORT]")
+@click.option("--method", default="", help="HTTP method for a URL with a path; default: any usual one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def egress(file: Path, target: str, as_json: bool) -> None:
-    """Say whether a sandbox of profile FILE may reach TARGET."""
-    from km_core.compile.pipeline import policy_from_file
+def egress(file: str, target: str, method: str, as_json: bool) -> None:
+    """
+    Say whether a sandbox of profile FILE (or a built-in) may reach TARGET.
+
+    The path of a URL matters on hosts whose model calls are metered; elsewhere the gate does not see it.
+    """
+    from km_core.compile.explain import explain_target
+    from km_core.compile.pipeline import egress_rules
     from km_core.config import load_config
     from km_core.plugins import load_plugins
-    from km_core.policy import explain_egress
 
-    policy = policy_from_file(file, load_config(), load_plugins())
+    rules = egress_rules(file, load_config(), load_plugins())
     try:
-        verdict = explain_egress(policy, target)
+        verdict = explain_target(rules, target, method=method)
     except ValueError as error:
-        raise UsageError(f"{target!r} is no URL or host", why=str(error)) from error
+        raise UsageError(f"{target!r} cannot be judged", why=str(error)) from error
     _show(verdict, as_json)
 
 
 @explain.command(epilog="Example: km explain git profile.yaml push my-org/api --ref main")
-@click.argument("file", type=_FILE)
+@click.argument("file")
 @click.argument("operation", type=click.Choice(["fetch", "push"]))
 @click.argument("repo", metavar="OWNER/REPO")
-@click.option("--ref", help="The ref that would be pushed.")
+@click.option("--ref", help="The ref that would be pushed: a branch, or from refs/ on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def git(file: Path, operation: str, repo: str, ref: str | None, as_json: bool) -> None:
-    """Say whether a repository may be fetched, or a ref pushed."""
+def git(file: str, operation: str, repo: str, ref: str | None, as_json: bool) -> None:
+    """Say whether a repository may be fetched, or a ref pushed, by profile FILE (or a built-in)."""
+    from km_core.compile.explain import explain_git
     from km_core.compile.pipeline import data_from_file
     from km_core.config import load_config
     from km_core.plugins import load_plugins
-    from km_core.policy.repos import ref_allowed, repo_allowed
-    from km_core.types import Verdict
 
-    access = (data_from_file(file, load_config(), load_plugins())["spec"].get("sourceAccess")) or {}
-    github = access.get("github") or {}
+    access = data_from_file(file, load_config(), load_plugins())["spec"].get("sourceAccess") or {}
     try:
-        if access.get("mode") == "none":
-            verdict = Verdict(
-                allow=False,
-                rule="sourceAccess.mode none",
-                layer="git",
-                reason="the profile allows no repository",
-            )
-        else:
-            verdict = repo_allowed(github.get("allowedRepos") or (), repo)
-            if verdict.allow and operation == "push" and ref:
-                verdict = ref_allowed(github.get("allowedRefs"), ref)
+        verdict = explain_git(access, operation, repo, ref)
     except ValueError as error:
-        raise UsageError(str(error), hint="write it as owner/name") from error
+        raise UsageError(str(error), hint="write the repository as owner/name") from error
     _show(verdict, as_json)
 
 

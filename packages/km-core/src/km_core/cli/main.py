@@ -30,6 +30,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     ),
     "profiles": ("km_core.cli.profiles:profiles", "Show built-in profiles and those on the search path."),
     "schema": ("km_core.cli.profile:schema", "Print the JSON Schema of profiles, for editors."),
+    "diff": ("km_core.cli.diff:diff", "Say what a profile newly allows or forbids compared with another."),
     "create": ("km_core.cli.create:create", "Create a sandbox from a profile."),
     "list": ("km_core.cli.fleet:list_command", "List sandboxes."),
     "status": ("km_core.cli.fleet:status", "Show sandboxes: state, enforcement, spend by model."),

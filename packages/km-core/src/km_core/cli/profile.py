@@ -68,6 +68,7 @@ def compile_command(
     file: str, substrate: str | None, out: Path | None, drop: tuple[str, ...], as_json: bool
 ) -> None:
     """Turn profile FILE (or a built-in) into its plan; the same input gives the same bytes."""
+    from km_core.compile.artifacts import write_artifacts
     from km_core.compile.pipeline import Overrides, plan_from_file
     from km_core.config import load_config
     from km_core.plugins import load_plugins
@@ -77,8 +78,7 @@ def compile_command(
         note(str(problem))
     text = compiled.plan.to_json()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "plan.json").write_text(text, encoding="utf-8")
+        write_artifacts(out, {"plan.json": text})
         if not as_json:
             click.echo(f"{out / 'plan.json'}: {compiled.plan.digest()}")
     if as_json:

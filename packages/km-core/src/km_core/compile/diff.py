@@ -189,7 +189,9 @@ def _lifetimes(before: SandboxPlan, after: SandboxPlan) -> Iterator[tuple[str, C
         )
     if old.teardown != new.teardown:
         more = _TEARDOWN.get(new.teardown, 9) > _TEARDOWN.get(old.teardown, 9)
-        text = f"at its end the sandbox is left to {new.teardown}, not {old.teardown}"
+        done = {"destroy": "destroyed", "stop": "stopped", "retain": "kept as it is"}
+        words = [done.get(policy, policy) for policy in (new.teardown, old.teardown)]
+        text = f"when its time is over the sandbox is {words[0]}, not {words[1]}"
         yield (
             LOOSENED if more else TIGHTENED,
             Change("lifetime", "spec.lifecycle.teardownPolicy", text, old.teardown, new.teardown),
@@ -198,7 +200,12 @@ def _lifetimes(before: SandboxPlan, after: SandboxPlan) -> Iterator[tuple[str, C
 
 def _rest(before: SandboxPlan, after: SandboxPlan) -> Iterator[tuple[str, Change]]:
     """Yield what is neither looser nor tighter."""
-    for change in (*_groups(before, after), *_limits(before, after), *_workload(before, after)):
+    for change in (
+        *_groups(before, after),
+        *_written_anew(before, after),
+        *_limits(before, after),
+        *_workload(before, after),
+    ):
         yield OTHER, change
     for name, path in (
         ("profile", "metadata.name"),
@@ -236,6 +243,27 @@ def _groups(before: SandboxPlan, after: SandboxPlan) -> Iterator[Change]:
             None if first is None else list(first.hosts),
             None if second is None else list(second.hosts),
         )
+
+
+def _written_anew(before: SandboxPlan, after: SandboxPlan) -> Iterator[Change]:
+    """Yield lists that differ; what that opens and closes, if anything, is said elsewhere."""
+    for path, old, new in (
+        ("spec.network.egress", _rules(before), _rules(after)),
+        ("spec.sourceAccess.mode", before.git.mode, after.git.mode),
+        ("spec.sourceAccess.github.allowedRepos", before.git.repos, after.git.repos),
+        ("spec.sourceAccess.github.allowedRefs", before.git.refs, after.git.refs),
+    ):
+        if old != new:
+            yield Change("plan", path, f"{path.rpartition('.')[2]} is written differently")
+
+
+def _rules(plan: SandboxPlan) -> list[tuple[object, ...]]:
+    """Return the network rules without the places they are written at."""
+    network = plan.network
+    return [
+        *((rule.pattern, rule.kind, rule.ports) for rule in network.hosts),
+        *((rule.cidr, rule.ports, rule.host) for rule in network.addresses),
+    ]
 
 
 def _limits(before: SandboxPlan, after: SandboxPlan) -> Iterator[Change]:

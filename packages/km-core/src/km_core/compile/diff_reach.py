@@ -162,7 +162,13 @@ def new_repos(known: GitPlan, looked_at: GitPlan) -> Iterator[Found]:
         texts = [f"{char}/{char}"] if wanted == "*" else [wanted.replace("*", ""), wanted.replace("*", char)]
         if any(_repo(new, text) and not _repo(old, text) for text in texts):
             path = f"spec.sourceAccess.github.allowedRepos[{index}] {pattern}"
-            yield path, "every repository" if wanted == "*" else f"repositories {wanted}"
+            yield path, _repository(wanted)
+
+
+def _repository(wanted: str) -> str:
+    if wanted == "*":
+        return "every repository"
+    return f"the repositories {wanted}" if "*" in wanted else f"the repository {wanted}"
 
 
 def _repos(git: GitPlan) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from km_core.compile.claims import FieldAnswer
+    from km_core.compile.explain import EgressRules
     from km_core.config import Config
     from km_core.plan import SandboxPlan
     from km_core.plugins import PluginRegistry
@@ -158,15 +159,28 @@ def data_from_file(path: Path | str, config: Config, plugins: PluginRegistry) ->
     return loaded.data
 
 
+def egress_rules(path: Path | str, config: Config, plugins: PluginRegistry) -> EgressRules:
+    """Return what decides about egress in a sandbox of a profile; `ProfileError` when it is invalid."""
+    from km_core.compile.explain import EgressRules
+    from km_core.ledger.money import nusd_from_usd
+
+    data = data_from_file(path, config, plugins)
+    ceiling = ((data["spec"].get("budget") or {}).get("ai") or {}).get("maxSpendUSD")
+    network = network_plan(data["spec"]["network"], _groups(data, plugins))
+    meters = tuple(plugins.meters().values())
+    policy = NetworkPolicy.from_plan(
+        network,
+        ai_ceiling=ceiling is not None,
+        private_hosts=config.private_hosts,
+        metered_hosts=[host for meter in meters for host in meter.hosts],
+    )
+    limit = None if ceiling is None else nusd_from_usd(ceiling, where="spec.budget.ai.maxSpendUSD")
+    return EgressRules(policy, network.groups, meters, limit)
+
+
 def policy_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> NetworkPolicy:
     """Return the network policy that the gate would use for a profile."""
-    data = data_from_file(path, config, plugins)
-    return NetworkPolicy.from_plan(
-        network_plan(data["spec"]["network"], _groups(data, plugins)),
-        ai_ceiling="ai" in (data["spec"].get("budget") or {}),
-        private_hosts=config.private_hosts,
-        metered_hosts=[host for meter in plugins.meters().values() for host in meter.hosts],
-    )
+    return egress_rules(path, config, plugins).policy
 
 
 def effective_text(data: dict[str, Any]) -> str:
@@ -228,6 +242,8 @@ def _claim_problems(
         for problem in check_claims(loaded, substrate, sources, typed=_typed(data, overrides))
         if overrides is None or not _dropped(problem.path, overrides)
     ]
+    if any(problem.code == "claim-substrate" for problem in problems):
+        return problems  # of a place that does not exist nothing else can be said
     mode = data["spec"]["network"].get("enforcement") or "proxy"
     enforced = mode in plugins.enforcers() or claims.enforces_itself(substrate, sources, mode=mode)
     if not enforced and not any(p.path == "spec.network.enforcement" for p in problems):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from km_core.policy.addresses import parse_address
 from km_core.policy.authority import Authority, parse_authority
 from km_core.types import Verdict
@@ -12,9 +14,38 @@ from km_core.types import Verdict
 if TYPE_CHECKING:
     from km_core.policy.network import NetworkPolicy
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 _PORTS = {"https": 443, "http": 80, "wss": 443, "ws": 80, "ssh": 22, "git": 9418, "ftp": 21}
 _PLAIN = frozenset({"http", "ws"})
+
+
+@frozen
+class Target:
+    """
+    What a client wants.
+
+    Attributes:
+        scheme: of the URL, lower case; empty for ``HOST[:PORT]``.
+        authority: host and port.
+        path: what follows in the URL, with its query; empty when nothing does.
+    """
+
+    scheme: str
+    authority: Authority
+    path: str
+
+
+def parse_target(text: str) -> Target:
+    """
+    Read a URL, or ``HOST[:PORT]`` (port 443 when absent; an IPv6 address may stand bare).
+
+    Raises:
+        ValueError: it has no host that a request could name.
+    """
+    match = _URL.match(text)
+    scheme = match[1].lower() if match else ""
+    path = match[3] if match else ""
+    return Target(scheme, _authority(match[2] if match else text, scheme), path)
 
 
 def explain_egress(policy: NetworkPolicy, target: str) -> Verdict:
@@ -28,12 +59,12 @@ def explain_egress(policy: NetworkPolicy, target: str) -> Verdict:
         policy: the compiled policy.
         target: a URL, or ``HOST[:PORT]`` (port 443 when absent; an IPv6 address may stand bare).
     """
-    match = _URL.match(target)
-    scheme = match[1].lower() if match else ""
     try:
-        authority = _authority(match[2] if match else target, scheme)
+        parsed = parse_target(target)
     except ValueError as error:
-        return Verdict(False, "builtin:malformed-name", "http" if match else "connect", str(error))
+        layer = "http" if _URL.match(target) else "connect"
+        return Verdict(False, "builtin:malformed-name", layer, str(error))
+    scheme, authority = parsed.scheme, parsed.authority
     if authority.address is not None:
         verdict = policy.address(authority.address, authority.port, "tcp")
     else:

@@ -1,0 +1,151 @@
+"""
+``km explain egress`` and ``km explain git``: what a profile says to one question, from the wire's functions.
+
+The network's verdict is `km_core.policy`'s.  On a host that a meter owns the gate also looks into requests;
+what it would say to the path is added here from the meter itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from km_core.policy import explain_egress
+from km_core.policy.explain import parse_target
+from km_core.policy.repos import canonical_repo, ref_allowed, repo_allowed
+from km_core.types import EndpointKind, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from km_core.policy import NetworkPolicy
+    from km_core.policy.explain import Target
+    from km_core.types import GroupResolution, Meter
+
+_METHODS = ("GET", "POST")
+_INSECURE = frozenset({"http", "ws"})
+_UPGRADES = frozenset({"ws", "wss"})
+
+
+@frozen
+class EgressRules:
+    """
+    What decides about egress in a sandbox of one profile.
+
+    Attributes:
+        policy: the policy that the gate compiles from the plan.
+        groups: what the profile's groups resolved to.
+        meters: the installed meters.
+        ai_limit_nusd: the ceiling on model spend in nano-dollars; None when there is none.
+    """
+
+    policy: NetworkPolicy
+    groups: Sequence[GroupResolution] = ()
+    meters: Sequence[Meter] = ()
+    ai_limit_nusd: int | None = None
+
+
+def explain_target(rules: EgressRules, text: str, *, method: str = "") -> Verdict:
+    """
+    Say what the gate would answer to a client that wants *text*.
+
+    Args:
+        rules: those of the profile.
+        text: a URL, or ``HOST[:PORT]``.
+        method: HTTP method for a URL with a path; empty judges the usual ones and allows when one passes.
+
+    Raises:
+        ValueError: *method* is no HTTP method.
+    """
+    if method and not (method.isascii() and method.isalpha()):
+        raise ValueError(f"{method!r} is no HTTP method")
+    verdict = explain_egress(rules.policy, text)
+    if not verdict.allow:
+        return verdict
+    if verdict.rule.startswith("@"):
+        verdict = _with_group(verdict, rules.groups)
+    target = parse_target(text)
+    meter = next((meter for meter in rules.meters if target.authority.host in meter.hosts), None)
+    if meter is None:
+        # On port 80 the HTTP filter reads along, and there protocols do not change.
+        return _upgrade() if target.scheme == "ws" and target.authority.port == 80 else verdict
+    return _metered(verdict, rules, target, meter, method.upper())
+
+
+def _with_group(verdict: Verdict, groups: Sequence[GroupResolution]) -> Verdict:
+    name = verdict.rule.partition(" ")[0]
+    group = next((group for group in groups if group.name == name), None)
+    if group is None:
+        return verdict
+    source = f" from {group.source}" if group.source else ""
+    return evolve(
+        verdict, reason=f"allowed by the profile: {name} resolved to {', '.join(group.hosts)}{source}"
+    )
+
+
+def _upgrade() -> Verdict:
+    return Verdict(False, "builtin:upgrade", "http", "protocol upgrades do not pass the HTTP filter")
+
+
+def _metered(verdict: Verdict, rules: EgressRules, target: Target, meter: Meter, method: str) -> Verdict:
+    """Judge a request to a host whose TLS the gate opens."""
+    if target.scheme in _UPGRADES:
+        return _upgrade()
+    if target.scheme in _INSECURE:
+        return Verdict(False, "builtin:intercepted-host", "http", "this host is reached over https only")
+    ceiling = rules.ai_limit_nusd
+    counted = "its model calls are counted" if ceiling is None else "its model calls count against budget.ai"
+    verdict = evolve(verdict, reason=f"{verdict.reason}; {counted}")
+    if ceiling is None or not target.path.lstrip("/"):
+        return verdict
+    answers = [_request(verdict, meter, each, target.path, ceiling) for each in _methods(method)]
+    return next((answer for answer in answers if answer.allow), answers[-1])
+
+
+def _methods(method: str) -> tuple[str, ...]:
+    return (method,) if method else _METHODS
+
+
+def _request(verdict: Verdict, meter: Meter, method: str, path: str, ceiling: int) -> Verdict:
+    endpoint = meter.endpoint(method, path, {})
+    if endpoint.kind is EndpointKind.REFUSED:
+        reason = endpoint.reason or "this endpoint bills without saying how much, and a ceiling is set"
+        return Verdict(False, "builtin:ai_endpoint_not_metered", "budget", reason)
+    if endpoint.kind is EndpointKind.METERED and ceiling == 0:
+        reason = "the ceiling on model spend is $0, so no call can be paid for"
+        return Verdict(False, "builtin:ai_budget_exhausted", "budget", reason)
+    return verdict
+
+
+def explain_git(access: Mapping[str, Any], operation: str, repo: str, ref: str | None = None) -> Verdict:
+    """
+    Say whether a repository may be fetched from, or a ref pushed.
+
+    Args:
+        access: `spec.sourceAccess` of the profile.
+        operation: ``fetch`` or ``push``.
+        repo: ``owner/name``, or its URL.
+        ref: what would be pushed, short (a branch) or from ``refs/`` on; without it *push* is allowed when
+            some ref may be pushed.
+
+    Raises:
+        ValueError: *repo* names no repository, or *ref* cannot be a ref.
+    """
+    name = canonical_repo(repo)
+    if ref is not None and (not ref or any(char.isspace() or not char.isprintable() for char in ref)):
+        raise ValueError(f"{ref!r} is no ref")
+    github = access.get("github") or {}
+    if access.get("mode") == "none":
+        return Verdict(False, "sourceAccess.mode none", "git", "the profile allows no repository")
+    verdict = repo_allowed(github.get("allowedRepos") or (), name)
+    if not verdict.allow or operation == "fetch":
+        return verdict
+    refs = github.get("allowedRefs")
+    if ref is not None:
+        return ref_allowed(refs, ref)
+    if refs is None:
+        return evolve(verdict, reason=f"{verdict.reason}, and every ref may be pushed")
+    if not refs:
+        return Verdict(False, "default-deny", "git", "allowedRefs is empty, so no ref may be pushed")
+    return evolve(verdict, reason=f"{verdict.reason}; refs that may be pushed: {', '.join(refs)}")
