@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from km_core.types import Sidecar
 
 _RUN = (
-    "import sys; from importlib import import_module; m, _, f = sys.argv[1].partition(':');"
-    " sys.argv[:1] = ['km-sidecar']; sys.exit(getattr(import_module(m), f)(sys.argv[2:]))"
+    "import sys; from importlib import import_module; from km_core.sidecars import runner\n"
+    "module, _, function = sys.argv[1].partition(':')\n"
+    "runner.resolve = lambda name: getattr(import_module(module), function)\n"
+    "sys.exit(runner.main(sys.argv[2:]))\n"
 )
+"""``km-sidecar`` with one target, whatever is installed."""
 
 
 class SidecarContract:
@@ -97,7 +100,7 @@ class SidecarContract:
     ) -> subprocess.CompletedProcess[bytes]:
         places = {"KM_HOME": str(home / "h"), "KM_RUNTIME_DIR": str(home / "r")}
         return subprocess.run(
-            [sys.executable, "-c", _RUN, sidecar.target, "--km-contract-no-such-option"],
+            [sys.executable, "-c", _RUN, sidecar.target, sidecar.name, "--km-contract-no-such-option"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**os.environ, **places, **env},
