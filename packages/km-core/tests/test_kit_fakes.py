@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
+from km_core.control.protocols import ControlPlaneOffer
+from km_core.plan import HostRule, NetworkPlan, SandboxPlan
 from km_core.testing.control import ControlPlaneContract
-from km_core.testing.fake_control import FakeControlPlane, fake_offer
+from km_core.testing.fakes import FakeControlPlane, FakeSubstrate, fake_offer
+from km_core.testing.substrate import SubstrateContract
 
 
 class TestFakeControlPlane(ControlPlaneContract):
@@ -17,8 +23,6 @@ class TestFakeControlPlane(ControlPlaneContract):
 
     @pytest.fixture
     def offer(self, planes):
-        from km_core.control.protocols import ControlPlaneOffer
-
         return ControlPlaneOffer("fake", "for tests", lambda config: fake_offer(planes[-1]).connect(config))
 
     @pytest.fixture
@@ -28,3 +32,29 @@ class TestFakeControlPlane(ControlPlaneContract):
             planes.append(FakeControlPlane(config))
 
         return kill
+
+
+class FakeAccess:
+    def __init__(self, substrate):
+        self.substrate = substrate
+
+    def allowed(self, box):
+        return self.substrate.reaches(box, "allowed.example")
+
+    def kill(self, box):
+        os.kill(self.substrate.status(box)["gate"]["pid"], signal.SIGKILL)
+
+
+class TestFakeSubstrate(SubstrateContract):
+    @pytest.fixture
+    def substrate(self):
+        return FakeSubstrate()
+
+    @pytest.fixture
+    def plan(self):
+        network = NetworkPlan(hosts=(HostRule("allowed.example", "exact"),))
+        return SandboxPlan("contract", "0" * 64, "sb", "fake", network=network)
+
+    @pytest.fixture
+    def access(self, substrate):
+        return FakeAccess(substrate)
