@@ -39,7 +39,7 @@ def files(text: str) -> dict[str, str]:
 
 def links(text: str) -> list[str]:
     """Return the targets of the page's links."""
-    return _LINK.findall(without_code(text))
+    return _LINK.findall(re.sub(r"`[^`\n]+`", "", without_code(text)))
 
 
 def headings(text: str) -> list[tuple[int, str]]:

@@ -53,6 +53,11 @@ def sources() -> dict[str, str]:
     return result
 
 
+def resolve(page: str, target: str) -> str:
+    """Return the path in the site that a link of *page* leads to."""
+    return os.path.normpath((PurePosixPath(page).parent / target).as_posix())
+
+
 def _rest(index: str, pages: dict[str, str]) -> str:
     """Return a table of contents of the folder's pages that the index does not list itself."""
     folder = PurePosixPath(index).parent

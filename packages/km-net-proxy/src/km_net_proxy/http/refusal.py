@@ -89,9 +89,10 @@ def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
 def _next(verdict: Verdict, target: str) -> str:
     if verdict.rule == "builtin:https-only":
         return "use https://"
-    if verdict.rule in ("builtin:default-deny", "builtin:port"):
+    if verdict.rule == "builtin:default-deny":
+        host = target.rpartition(":")[0] or target  # an entry of the profile has no port
         return (
-            f"the operator can add {target} to spec.network.egress.allowedHosts; "
+            f"the operator can add {host} to spec.network.egress.allowedHosts; "
             f"`km explain egress PROFILE {target}` shows the decision"
         )
     return f"`km explain egress PROFILE {target}` shows the decision"
