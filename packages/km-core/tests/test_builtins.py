@@ -153,6 +153,7 @@ def test_a_name_is_looked_for_on_the_search_paths_after_built_ins_and_files(tmp_
         (directory / "mine.yaml").write_text("x: 1\n")
     (far / "other.yaml").write_text("x: 1\n")
     (far / "goose.yaml").write_text("x: 1\n")
+    (tmp_path / "mine").mkdir()  # a directory is no profile
     monkeypatch.chdir(tmp_path)
 
     assert find_profile("mine", [near, far]).path == near / "mine.yaml"

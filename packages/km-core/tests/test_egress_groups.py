@@ -27,7 +27,7 @@ from km_core.compile.groups import (
 )
 from km_core.compile.groups.debian import source_uris
 from km_core.compile.groups.mirrors import Mirrors, host_entry
-from km_core.compile.pipeline import policy_from_file
+from km_core.compile.pipeline import egress_rules
 from km_core.config import load_config
 from km_core.errors import PlanError, PluginError
 from km_core.plugins import PluginInfo, PluginRegistry, new_manager
@@ -272,7 +272,7 @@ RESOLVERS = {
         lambda: {"settings": [f"global.index-url='{url}'"], "index": "", "files": ""}
     ),
     "npm": lambda url: npm(registry=url),
-    "apt": lambda url: apt(url),
+    "apt": apt,
 }
 
 
@@ -383,7 +383,7 @@ def test_a_plugins_group_decides_and_explain_names_group_and_source(tmp_path, li
     path.write_text(PROFILE % lists)
     config = load_config({"KM_HOME": str(tmp_path)})
 
-    policy = policy_from_file(path, config, registry(corp=answer()))
+    policy = egress_rules(path, config, registry(corp=answer())).policy
     allowed = explain_egress(policy, "https://mirror.corp.invalid:8443/x")
     denied = explain_egress(policy, "https://mirror.corp.invalid/x")
 
@@ -471,4 +471,4 @@ def test_a_profile_without_groups_asks_nobody(monkeypatch, tmp_path):
     path.write_text(PROFILE % ("[]", "[a.invalid]"))
     monkeypatch.setattr(mirrors.subprocess, "run", lambda *_a, **_k: pytest.fail("a client was asked"))
 
-    policy_from_file(path, load_config({"KM_HOME": str(tmp_path)}), registry())
+    egress_rules(path, load_config({"KM_HOME": str(tmp_path)}), registry())

@@ -100,7 +100,7 @@ def find_profile(typed: Path | str, search_paths: Sequence[str | Path] = ()) -> 
     if typed in BUILTINS:
         return ProfileSource(typed, f"<built-in {typed}>")
     path = Path(typed)
-    if not _is_name(typed) or path.exists():
+    if not _is_name(typed) or (path.exists() and not path.is_dir()):
         return ProfileSource(path.stem, typed, path)
     for found in profiles_on(search_paths):
         if found.name == typed and found.name not in BUILTINS:
