@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from km_core.cli.claims import claims
-from km_core.cli.output import emit_json, note, table
+from km_core.cli.output import emit_json, note, printable, table
 
 
 @click.group()
@@ -28,7 +28,12 @@ def list_plugins(as_json: bool) -> None:
         table(
             ["PLUGIN", "DISTRIBUTION", "VERSION", "STATUS"],
             [
-                [i.name, i.distribution, i.version, i.status + (f": {i.detail}" if i.detail else "")]
+                [
+                    i.name,
+                    i.distribution,
+                    i.version,
+                    printable(i.status + (f": {i.detail}" if i.detail else "")),
+                ]
                 for i in infos
             ],
         )
@@ -38,49 +43,82 @@ def list_plugins(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def info(name: str, as_json: bool) -> None:
-    """Show which hooks plugin NAME implements."""
+    """Show what plugin NAME is and what it offers."""
     from km_core.errors import NotFoundError
+    from km_core.inspection.portrait import portrait
     from km_core.plugins import load_plugins
-
-    found = load_plugins().info(name)
-    if found is None:
-        raise NotFoundError(f"no plugin is called {name!r}", hint="km plugins list")
-    if as_json:
-        emit_json(found.to_dict())
-        return
-    for label, value in (
-        ("Plugin", found.name),
-        ("Distribution", f"{found.distribution} {found.version}"),
-        ("Module", found.module),
-        ("Status", found.status + (f": {found.detail}" if found.detail else "")),
-        ("Hooks", ", ".join(found.hooks) or "none"),
-    ):
-        click.echo(f"{label + ':':<14}{value}")
-
-
-@plugins.command(epilog="Example: km plugins check")
-@click.pass_context
-def check(ctx: click.Context) -> None:
-    """Ask every plugin for its offers; exit code 1 when one fails."""
-    from km_core.plugins import load_plugins
+    from km_core.profile.kinds import nearest
 
     registry = load_plugins()
-    for ask in (
-        registry.substrates,
-        registry.meters,
-        registry.sidecars,
-        registry.enforcers,
-        registry.control_planes,
-        registry.egress_groups,
-        registry.doctor_checks,
-        registry.claims,
-    ):
-        ask()
-    for failure in registry.failures:
-        click.echo(str(failure), err=True)
-    if registry.failures:
+    if registry.info(name) is None:
+        near = nearest(name, [each.name for each in registry.infos])
+        hint = f"did you mean {near}?" if near else "km plugins list"
+        raise NotFoundError(f"no plugin is called {name!r}", hint=hint)
+    found = portrait(registry, name)
+    if as_json:
+        emit_json(found)
+        return
+    status = found["status"] + (f": {found['detail']}" if found["detail"] else "")
+    api = "-" if found["api"] is None else str(found["api"])
+    lines = [
+        ("Plugin", found["name"]),
+        ("Summary", found["summary"]),
+        ("Distribution", f"{found['distribution']} {found['version']}".strip()),
+        ("Module", found["module"]),
+        ("Plugin API", api),
+        ("Status", status),
+        ("Requires", ", ".join(found["requires"]) or "-"),
+        ("Requirement", found["requirement"] or "-"),
+        ("Documentation", found["documentation"] or "-"),
+        ("Commands", ", ".join(found["commands"]) or "none"),
+        ("Claims", str(found["claims"])),
+    ]
+    for label, value in lines:
+        click.echo(printable(f"{label + ':':<15}{value}"))
+    click.echo("Hooks:" if found["hooks"] else "Hooks:         none")
+    for hook, offers in found["hooks"].items():
+        click.echo(printable(f"  {hook:<20}  {', '.join(offers)}".rstrip()))
+
+
+@plugins.command(
+    epilog="""\b
+Examples:
+  km plugins check
+  km plugins check notify-file
+  km plugins check ./km-notify-file --json"""
+)
+@click.argument("what", metavar="[NAME|PATH]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--all", "show_all", is_flag=True, help="Show also what is well.")
+@click.pass_context
+def check(ctx: click.Context, what: str | None, as_json: bool, show_all: bool) -> None:
+    """
+    Try plugins and say what is wrong with them; exit code 1 when something is.
+
+    NAME is an installed plugin, PATH a source tree with a pyproject.toml; without either every installed
+    plugin is checked: metadata, API number, hooks and their arguments, what they return, that they give
+    the same again, print nothing and are quick to import.  Each plugin runs in a process of its own.
+    """
+    from km_core.inspection import find_subjects, inspect_plugins
+
+    subjects = find_subjects(what)
+    findings = inspect_plugins(subjects)
+    failed = any(finding.status == "error" for finding in findings)
+    if as_json:
+        emit_json({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
+    else:
+        shown = [finding for finding in findings if show_all or finding.status in {"error", "warning"}]
+        for finding in shown:
+            text = f"{finding.status}: {finding.plugin}: {finding.check}: {finding.message}"
+            click.echo(printable(text))
+            if finding.hint:
+                click.echo(printable(f"  hint: {finding.hint}"))
+        names = {subject.name for subject in subjects}
+        bad = {finding.plugin for finding in findings if finding.status == "error"}
+        count = f"{len(names)} plugin" + ("" if len(names) == 1 else "s")
+        click.echo(f"{count}, {len(bad)} with errors" if bad else f"{count}, all well")
+    if failed:
         ctx.exit(1)
-    click.echo(f"{sum(info.status == 'ok' for info in registry.infos)} plugins, all well")
 
 
 plugins.add_command(claims)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from km_core.control.steps import LifecycleStep
     from km_core.control.substrate import Substrate
     from km_core.plan import PlanAdditions, SandboxPlan
-    from km_core.plugins.offers import Contract
     from km_core.profile.kinds import PluginSection
     from km_core.types import (
         Agent,
@@ -316,7 +315,7 @@ class PluginRegistry:
             if plugin in self._disabled:
                 continue
             given = {name: arguments[name] for name in impl.argnames}
-            items, failure = self._ask(hook, contract, plugin, impl.function, given)
+            items, failure = self.ask(hook, plugin, impl.function, given)
             if failure is None:
                 yield plugin, items
             elif broken is not None:
@@ -328,33 +327,41 @@ class PluginRegistry:
                 self._failed_hooks[plugin] = hook
                 warn(failure)
 
-    def _ask(
-        self, hook: str, contract: Contract, plugin: str, function: Any, given: Mapping[str, Any]
+    def ask(
+        self, hook: str, plugin: str, function: Any, given: Mapping[str, Any]
     ) -> tuple[list[Any], PluginError | None]:
-        """Call one implementation and check what it returned."""
+        """
+        Call one implementation and check what it returned.
 
-        def ask() -> list[Any]:
+        Args:
+            hook: its name.
+            plugin: whose implementation it is.
+            function: the implementation.
+            given: the arguments it takes.
+
+        Returns:
+            What it returned, as a list; or an empty list and the failure.
+        """
+        contract = CONTRACTS[hook]
+
+        def run() -> list[Any]:
             answer = function(**given)
-            if contract.single or answer is None:
-                return [] if answer is None else [answer]
-            if isinstance(answer, str | bytes) or not hasattr(answer, "__iter__"):
-                raise _WrongAnswerError(f"returned a {type(answer).__name__} where an iterable is expected")
-            items = list(answer)
+            if answer is None and contract.single:
+                return []
+            if contract.single:
+                items = [answer]
+            elif isinstance(answer, str | bytes) or not hasattr(answer, "__iter__"):
+                kind = "None" if answer is None else f"a {type(answer).__name__}"
+                raise _WrongAnswerError(f"returned {kind} where an iterable is expected")
+            else:
+                items = list(answer)
             for item in items:
                 complaint = contract.complaint(item)
                 if complaint:
                     raise _WrongAnswerError(complaint)
             return items
 
-        def ask_single() -> list[Any]:
-            items = ask()
-            for item in items:
-                complaint = contract.complaint(item)
-                if complaint:
-                    raise _WrongAnswerError(complaint)
-            return items
-
-        outcome = call(ask_single if contract.single else ask, what=hook, plugin=plugin)
+        outcome = call(run, what=hook, plugin=plugin)
         if outcome.wrote and plugin not in self._printed:
             self._printed.add(plugin)
             warn(self.error(plugin, f"{hook} prints to standard output, which belongs to km"))
