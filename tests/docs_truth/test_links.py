@@ -70,3 +70,16 @@ def test_readme_and_root_pages_link_to_what_stands_in_the_repository() -> None:
         assert [link for link in links if "://" not in link and link and not (ROOT / link).exists()] == [], (
             page
         )
+
+
+def test_every_decision_is_listed_with_its_own_title() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = dict(
+        reversed(found)
+        for found in re.findall(
+            r"^\d+\. \[(.+)\]\((.+)\)$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    notes = {path.name: path.read_text(encoding="utf-8").splitlines()[0] for path in folder.glob("0*.md")}
+
+    assert {name: title.partition(". ")[2] for name, title in notes.items()} == listed

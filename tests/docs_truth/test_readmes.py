@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from importlib import import_module
@@ -79,3 +80,32 @@ def test_a_readme_names_the_fields_that_the_distribution_enforces(folder: Path) 
     enforced = {c.path for c in claims if c.by == folder.name and c.answer is Answer.ENFORCED}
 
     assert sorted(p for p in enforced if not any(p == o or p.startswith(f"{o}.") for o in owned)) == []
+
+
+@pytest.mark.parametrize("folder", INSTALLED, ids=lambda p: p.name)
+def test_events_that_a_readme_names_are_raised_by_code(folder: Path) -> None:
+    text = part(folder, "Metrics and events")
+    named = [
+        word
+        for word in re.findall(r"`([a-z]+(?:_[a-z]+)*)`", text)
+        if "_" in word or folder.name == "km-embedded"
+    ]
+    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("packages/*/src/**/*.py"))
+
+    assert [word for word in named if f'"{word}"' not in sources] == []
+
+
+def test_events_that_are_told_to_notifiers_are_named_in_a_readme() -> None:
+    """A call ``emit(ID, "kind", …)`` without ``tell=False`` is told."""
+    told = set()
+    for path in ROOT.glob("packages/*/src/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "emit" and len(node.args) > 1:
+                kind = node.args[1]
+                quiet = any(k.arg == "tell" for k in node.keywords)
+                if isinstance(kind, ast.Constant) and not quiet:
+                    told.add(str(kind.value))
+    texts = "".join(part(folder, "Metrics and events") for folder in INSTALLED)
+
+    assert told
+    assert sorted(kind for kind in told if f"`{kind}`" not in texts) == []
