@@ -80,7 +80,7 @@ class Cursor:
         self._position = 0
         self.furthest = 0
 
-    def attempt(self, rule: Callable[[Cursor], _T | None]) -> _T | None:
+    def attempt(self, rule: Callable[[Cursor], _T]) -> _T:
         """Return what *rule* makes of the tokens from here; where it makes nothing, stay here."""
         start = self._position
         result = rule(self)
@@ -88,7 +88,7 @@ class Cursor:
             self._position = start
         return result
 
-    def whole(self, rule: Callable[[Cursor], _T | None]) -> _T | None:
+    def whole(self, rule: Callable[[Cursor], _T]) -> _T | None:
         """As `attempt`, for a rule that must take everything that is left."""
 
         def to_the_end(cursor: Cursor) -> _T | None:
