@@ -36,6 +36,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     "status": ("km_core.cli.fleet:status", "Show sandboxes: state, enforcement, spend by model."),
     "exec": ("km_core.cli.access:exec_command", "Run a command inside; its exit code is passed through."),
     "shell": ("km_core.cli.access:shell", "Open a shell inside."),
+    "agent": ("km_core.cli.agent:agent", "Run an agent inside a sandbox."),
     "logs": ("km_core.cli.observe:logs", "Show what a sandbox did, or only what was denied."),
     "stop": ("km_core.cli.power:stop", "End a sandbox's processes; its files stay."),
     "pause": ("km_core.cli.power:pause", "Freeze a sandbox."),

@@ -41,10 +41,15 @@ def resolve(name: str) -> Callable[[list[str]], int]:
     from km_core.errors import NotFoundError
     from km_core.plugins import load_plugins
 
-    offers = load_plugins().sidecars()
+    plugins = load_plugins()
+    offers = plugins.sidecars()
     if name not in offers:
         known = ", ".join(offers) or "none"
-        raise NotFoundError(f"no installed plugin offers the sidecar {name!r}", hint=f"installed: {known}")
+        raise NotFoundError(
+            f"no installed plugin offers the sidecar {name!r}",
+            why="; ".join(str(failure) for failure in plugins.failures),
+            hint=f"installed: {known}",
+        )
     module, _, function = offers[name].target.partition(":")
     target: Callable[[list[str]], int] = getattr(import_module(module), function)
     return target
