@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -311,6 +312,26 @@ def test_building_again_gives_the_same_bytes_whatever_the_surroundings(hosts, km
     assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in house.iterdir())
     for path in again.iterdir():
         assert path.read_bytes() == (house / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_ended_leaves_no_half_of_a_wheelhouse(tmp_path, number: signal.Signals) -> None:
+    out = tmp_path / "wheels"
+    with subprocess.Popen(
+        [KM, "wheelhouse", "build", str(QUICKSTART), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"KM_HOME": str(tmp_path / "home")},
+    ) as process:
+        assert "build km-core" in process.stderr.readline()
+        process.send_signal(number)
+        process.communicate(timeout=30)
+
+    assert process.returncode in {128 + signal.SIGTERM, -signal.SIGKILL}
+    assert not out.exists()
+    if number is signal.SIGTERM:
+        assert list(tmp_path.glob(".wheels*")) == []
 
 
 def test_a_dry_run_says_what_comes_from_where_and_makes_nothing(km, profiles, tmp_path) -> None:

@@ -23,6 +23,7 @@ from km_core.wheelhouse import (
     Wheel,
     WheelhouseError,
     build_wheelhouse,
+    order_for,
     read_wheel,
     verify_wheelhouse,
 )
@@ -294,6 +295,34 @@ def test_a_wheel_of_one_name_from_another_origin_is_told_from_the_installed_one(
 
     assert not same_as_installed(read_wheel(path), path)
     assert same_as_installed(read_wheel(other), other)
+
+
+def test_a_set_with_a_wheel_of_another_origin_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import version
+
+    text = f"pluggy=={version('pluggy')}"
+
+    def impostor(built, wanted, versions, work):
+        (work / "fetched").mkdir()
+        path = work / "fetched" / f"pluggy-{version('pluggy')}-py3-none-any.whl"
+        path.write_bytes(make_wheel("pluggy", version("pluggy"), {"pluggy/__init__.py": "import os\n"}))
+        return [path]
+
+    monkeypatch.setattr("km_core.wheelhouse.build.fetch", impostor)
+    with pytest.raises(WheelhouseError, match="the index has another pluggy"):
+        build_wheelhouse(Order(evolve(PLAN, requirements=(text,)), (), (text,)), tmp_path / "house")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_required_but_not_installed_here_is_never_guessed() -> None:
+    plan = evolve(PLAN, requirements=("km-nobody-has-this==1.0",))
+
+    with pytest.raises(WheelhouseError, match="not installed here"):
+        order_for(plan)
+    assert order_for(plan, "index").fetch == plan.requirements
 
 
 def test_pips_reason_is_told_without_the_credentials_of_the_index(

@@ -105,6 +105,25 @@ def test_a_substrate_that_enforces_by_itself_needs_no_enforcer():
     assert {CORE, "km-here==1.5"} == required(evolve(PLAN, runners=()), enforced_apart=False)
 
 
+def test_the_plan_of_such_a_substrate_has_no_runner_and_requires_nothing_beside_it(tmp_path):
+    from pathlib import Path
+
+    from km_core.compile.pipeline import Overrides, plan_from_file
+    from km_core.config import Config
+
+    claims = [Claim("spec", ("theirs",), Answer.ENFORCED, "km_theirs")]
+    alone = {"theirs": {"km_substrates": [substrate("theirs")], "km_field_claims": claims}}
+    config = Config(tmp_path, tmp_path)
+    file = Path(__file__).parent / "data_quickstart.yaml"
+
+    compiled = plan_from_file(
+        file, config, registry(**(EVERYTHING | alone)), Overrides(substrate="theirs")
+    ).plan
+
+    assert () == compiled.runners
+    assert (CORE, "km-theirs==1.5") == compiled.requirements
+
+
 def test_a_meter_is_needed_where_the_plan_allows_its_host_on_whatever_port():
     assert required(allowing(PLAN, "api.vendor.example")) == BASE | {"km-vendor==1.5"}
     assert required(allowing(PLAN, "api.vendor.example", ports=(8443,))) == BASE | {"km-vendor==1.5"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from km_core.cli.output import Progress, emit_json, note
+from km_core.cli.output import Progress, emit_json, note, printable
 
 if TYPE_CHECKING:
     from km_core.plan import SandboxPlan
@@ -63,9 +63,9 @@ def build(
     from km_core.wheelhouse import build_wheelhouse, order_for
     from km_core.wheelhouse.build import guard
 
-    compiled = plan_from_file(
-        profile, load_config(), load_plugins(), Overrides(substrate=substrate, drop=drop)
-    )
+    plugins = load_plugins()
+    compiled = plan_from_file(profile, load_config(), plugins, Overrides(substrate=substrate, drop=drop))
+    plugins.refuse_broken(compiled.plan)
     for problem in compiled.notes:
         note(str(problem))
     order = order_for(compiled.plan, origin)
@@ -111,7 +111,7 @@ def verify(ctx: click.Context, directory: Path, digest: str | None, as_json: boo
             }
         )
     for flaw in flaws:
-        note(f"{directory / flaw.file}: {flaw.what}")
+        note(printable(f"{directory / flaw.file}: {flaw.what}"))
     if flaws:
         ctx.exit(1)
     if not as_json:

@@ -19,7 +19,7 @@ class PlanAdditions:
         env: variables for the workload; a name that the profile or another plugin sets is a conflict.
         files: files for the workload; a path that is already taken is a conflict.
         runners: sidecars the sandbox's host has to run.
-        requirements: distributions those need.
+        requirements: distributions those need: ``km-x`` (the installed version) or ``km-x==1.2``.
     """
 
     env: tuple[tuple[str, str], ...] = ()
