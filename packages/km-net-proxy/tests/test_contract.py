@@ -46,7 +46,11 @@ class TestAnthropic(MeterContract):
 
     @pytest.fixture
     def exchanges(self):
-        ask = {"model": "claude-sonnet-4-5", "max_tokens": 4096, "messages": [{"role": "user", "content": "hé"}]}
+        ask = {
+            "model": "claude-sonnet-4-5",
+            "max_tokens": 4096,
+            "messages": [{"role": "user", "content": "hé"}],
+        }
         usage = {
             "input_tokens": 11,
             "cache_read_input_tokens": 5,
@@ -198,7 +202,9 @@ class GateTrial:
 
 
 @pytest.mark.namespaces
-@pytest.mark.skipif(os.geteuid() != 0 or bool(TOOLS), reason=f"needs root and {', '.join(TOOLS) or 'its tools'}")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or bool(TOOLS), reason=f"needs root and {', '.join(TOOLS) or 'its tools'}"
+)
 class TestModeProxy(EnforcerContract):
     @pytest.fixture
     def plugin(self):

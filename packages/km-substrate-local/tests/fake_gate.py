@@ -27,7 +27,7 @@ def main() -> int:
     message, (tcp_fd, dns_fd) = frames.receive(channel, max_descriptors=2)
     tcp, dns = socket.socket(fileno=tcp_fd), socket.socket(fileno=dns_fd)
     state = Path(message["state_dir"])
-    (state / "bootstrap.json").write_text(json.dumps(message))
+    (state / "bootstrap.json").write_text(json.dumps(message | {"token": "kept out of files"}))
     fault = state / "fault"
     kind = fault.read_text() if fault.exists() else ""
     if kind == "exit":

@@ -53,10 +53,16 @@ def spawn_pod(
     """
     if pod_is_alive(box.runtime_dir):
         return
-    box.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    box.audit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("gate", "logs"):
-        (box.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        for directory in (box.runtime_dir, box.audit_dir, box.state_dir / "gate", box.state_dir / "logs"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProvisionError(
+            "the sandbox's directories cannot be made",
+            where=str(error.filename or box.state_dir),
+            why=error.strerror or type(error).__name__,
+            hint="destroy the sandbox and create it again",
+        ) from error
     inputs = PodInputs(
         id=box.id,
         config=box.config,
@@ -160,6 +166,7 @@ def end_pod(box: Box, *, timeout_s: float = 10.0, grace_s: float = 10.0) -> None
         ProvisionError: it cannot be ended.
     """
     if not pod_is_alive(box.runtime_dir):
+        _end_unlocked(box, grace_s)
         return
     with contextlib.suppress(ControlUnavailableError):
         call_pod(box.runtime_dir, "stop", {"timeout_s": timeout_s}, timeout_s=timeout_s + grace_s)
@@ -170,6 +177,20 @@ def end_pod(box: Box, *, timeout_s: float = 10.0, grace_s: float = 10.0) -> None
             os.kill(pid, signal.SIGKILL)
     if not _gone(box.runtime_dir, grace_s):
         raise ProvisionError("the sandbox's supervisor does not end", where=box.id, hint="run km reconcile")
+
+
+def _end_unlocked(box: Box, timeout_s: float) -> None:
+    """End supervisors that were just started: they hold no lock yet, and go on in a child of their own."""
+    deadline = time.monotonic() + timeout_s
+    while pids := pods_of(box.config, box.id):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise ProvisionError(
+                "the sandbox's supervisor does not end", where=box.id, hint="run km reconcile"
+            )
+        time.sleep(0.01)
 
 
 def _gone(runtime_dir: Path, timeout_s: float) -> bool:
