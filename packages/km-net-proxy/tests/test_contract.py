@@ -14,7 +14,6 @@ import uvloop
 from gate_rig import WEB, Rig, ok
 from test_gate_process import Inside, Process
 
-
 from km_core.testing.enforcer import EnforcerContract
 from km_core.testing.meter import Exchange, MeterContract
 from km_core.testing.sidecar import SidecarContract

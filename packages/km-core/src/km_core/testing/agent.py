@@ -23,7 +23,7 @@ PROMPTS = (
     "--",
     "-",
     "two\nlines\n",
-    "it's \"quoted\" `cmd` $(reboot) $HOME ; rm -rf / | & > < * ? ~ \\",
+    'it\'s "quoted" `cmd` $(reboot) $HOME ; rm -rf / | & > < * ? ~ \\',
     "tab\tand\rreturn",
     " leading and trailing ",
     "@/etc/passwd",
@@ -33,10 +33,14 @@ PROMPTS = (
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
-_CREDENTIALS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "KM_SAFE_PHRASE")
-_TRIES = settings(
-    max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+_CREDENTIALS = (
+    "ANTHROPIC_API_KEY",
+    "OPENAI_API_KEY",
+    "GITHUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "KM_SAFE_PHRASE",
 )
+_TRIES = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class AgentContract:
@@ -90,7 +94,9 @@ class AgentContract:
             place = len(words) - 1 - words[::-1].index(prompt)
             assert not _is_shell(words), f"the command goes through a shell: {words!r}"
             if prompt.startswith("-"):
-                guarded = words[place - 1] == self.prompt_option if self.prompt_option else "--" in words[1:place]
+                guarded = (
+                    words[place - 1] == self.prompt_option if self.prompt_option else "--" in words[1:place]
+                )
                 assert guarded, f"{prompt!r} can be read as an option in {words!r}"
 
         for prompt in PROMPTS:
@@ -121,7 +127,9 @@ class AgentContract:
         @given(output=st.binary(max_size=300), code=st.integers(-64, 255))
         @example(output=b"", code=0)
         @example(output=b"\xff\xfe\x00", code=0)
-        @example(output=b'{"result": 1, "is_error": "no", "session_id": [], "total_cost_usd": "1e999"}', code=0)
+        @example(
+            output=b'{"result": 1, "is_error": "no", "session_id": [], "total_cost_usd": "1e999"}', code=0
+        )
         @example(output=b"[" * 100_000, code=0)
         @example(output=b"null", code=0)
         def check(output: bytes, code: int) -> None:
@@ -141,7 +149,9 @@ class AgentContract:
         for name, value in agent.env:
             assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name), name
             if _SECRET.search(name):
-                assert "placeholder" in value.lower() or not value, f"{name} must say that it is a placeholder"
+                assert "placeholder" in value.lower() or not value, (
+                    f"{name} must say that it is a placeholder"
+                )
 
     def test_a7_a_session_goes_on(self, agent: Agent) -> None:
         """A7: the id of an earlier session stands in the command as one argument."""

@@ -87,9 +87,7 @@ class ControlPlaneContract(SpendingPromises):
                 control.call("sandbox.update", id=given.id, changes=changes, expect={})
         assert control.call("sandbox.get", id=given.id) == after
 
-    def test_c5_of_updates_at_once_one_wins(
-        self, control: Control, connect: Callable[[], Control]
-    ) -> None:
+    def test_c5_of_updates_at_once_one_wins(self, control: Control, connect: Callable[[], Control]) -> None:
         """C5: of several updates that expect the same version, exactly one is made."""
         given = new_record()
         made = control.call("sandbox.create", record=given.to_wire())
@@ -195,7 +193,10 @@ class ControlPlaneContract(SpendingPromises):
                 client.call("budget.get")
         for op, arguments in (
             ("budget.get", {"id": other.id}),
-            ("ledger.reserve", {"call_id": "c", "model": "m", "provider": "p", "amount_nusd": 1, "id": other.id}),
+            (
+                "ledger.reserve",
+                {"call_id": "c", "model": "m", "provider": "p", "amount_nusd": 1, "id": other.id},
+            ),
             ("sandbox.list", {}),
             ("sandbox.get", {"id": mine.id}),
             ("budget.add", {"id": mine.id, "ai_nusd": 5}),

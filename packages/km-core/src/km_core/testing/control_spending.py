@@ -130,7 +130,9 @@ class SpendingPromises:
             pytest.skip("supports_crash = False")
         pid = int(control.call("ping")["pid"])
         if pid == os.getpid():
-            must_override("crash", "the control plane runs in this process; kill it, or set supports_crash = False")
+            must_override(
+                "crash", "the control plane runs in this process; kill it, or set supports_crash = False"
+            )
 
         def kill() -> None:
             os.kill(pid, signal.SIGKILL)
@@ -248,7 +250,9 @@ class SpendingPromises:
                     return
                 room = self.limit - self.spent - sum(self.held.values())
                 # At the ceiling even a call that costs nothing is refused.
-                fits = call in self.held or (amount <= max(room, 0) and not (self.spent >= self.limit and not amount))
+                fits = call in self.held or (
+                    amount <= max(room, 0) and not (self.spent >= self.limit and not amount)
+                )
                 assert self.sandbox.reserve(call, amount)["granted"] is fits
                 if fits:
                     self.held[call] = amount
@@ -282,7 +286,7 @@ class SpendingPromises:
                 self.sandbox.client.close()
                 control.call("sandbox.delete", id=self.sandbox.id)
 
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis leaves it untyped
+        run_state_machine_as_test(
             Books, settings=settings(max_examples=15, stateful_step_count=20, deadline=None, database=None)
         )
 

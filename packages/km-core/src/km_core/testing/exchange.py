@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -65,4 +66,4 @@ def usage_of(meter: Meter, exchange: Exchange, pieces: Iterable[bytes]) -> Usage
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     """Return *data* in pieces, cut at *places*; empty pieces included."""
     marks = [0, *sorted(min(max(place, 0), len(data)) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(marks)]

@@ -133,7 +133,9 @@ class FakeControlPlane:
     def _operator_table(self) -> dict[str, Op]:
         one = {"id": _ID}
         return {
-            "ping": Op(lambda _peer: {"pid": os.getpid(), "version": __version__, "started_at": self._started}),
+            "ping": Op(
+                lambda _peer: {"pid": os.getpid(), "version": __version__, "started_at": self._started}
+            ),
             "sandbox.create": Op(self._create, {"record": mapping}),
             "sandbox.get": Op(lambda _peer, id: self.entry(id)["record"], one),  # noqa: A006 - the wire's word
             "sandbox.list": Op(lambda _peer: [record.to_wire() for record in self._records()]),
@@ -182,7 +184,9 @@ class FakeControlPlane:
     def _check_alias(self, record: SandboxRecord) -> None:
         if record.alias and not is_alias(record.alias):
             raise UsageError("the alias has no valid value", where=record.id)
-        if record.alias and any(record.alias in {o.alias, o.id} for o in self._records() if o.id != record.id):
+        if record.alias and any(
+            record.alias in {o.alias, o.id} for o in self._records() if o.id != record.id
+        ):
             raise GuardError(f"the alias {record.alias!r} is taken", hint="choose another alias")
 
     def _create(self, _peer: Peer, record: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +262,9 @@ class FakeControlPlane:
 
     def _serve(self, sandbox_id: str) -> None:
         ops = sandbox_table(self, sandbox_id)
-        self._sockets.open(sandbox_id, self._path(sandbox_id), ops, lambda token: self._opens(sandbox_id, token))
+        self._sockets.open(
+            sandbox_id, self._path(sandbox_id), ops, lambda token: self._opens(sandbox_id, token)
+        )
 
     def _path(self, sandbox_id: str) -> Path:
         return self.config.sandbox_runtime_dir(sandbox_id) / "kmd.sock"

@@ -32,13 +32,20 @@ def sandbox_table(plane: FakeControlPlane, sandbox_id: str) -> dict[str, Op]:
     """Return the operations of one sandbox; each acts on that sandbox, none takes an id."""
     ops = _SandboxOps(plane, sandbox_id)
 
-    def op(
-        run: Callable[..., Any], args: dict[str, Any] | None = None, optional: tuple[str, ...] = ()
-    ) -> Op:
+    def op(run: Callable[..., Any], args: dict[str, Any] | None = None, optional: tuple[str, ...] = ()) -> Op:
         return Op(ops.saved(run), args or {}, frozenset(optional))
 
-    reserved = {"call_id": _CALL, "model": text(empty=True), "provider": text(empty=True), "amount_nusd": _MONEY}
-    head = {"writer": text(longest=32, pattern=_WORD), "seq": integer(0, 2**53), "hash": text(pattern="[0-9a-f]{64}")}
+    reserved = {
+        "call_id": _CALL,
+        "model": text(empty=True),
+        "provider": text(empty=True),
+        "amount_nusd": _MONEY,
+    }
+    head = {
+        "writer": text(longest=32, pattern=_WORD),
+        "seq": integer(0, 2**53),
+        "hash": text(pattern="[0-9a-f]{64}"),
+    }
     state = {"state": text(longest=16), "reason": text(longest=512, empty=True), "resources": mapping}
     return {
         "lease": op(ops.lease, {"holder": text(longest=32, pattern=_WORD)}),

@@ -95,7 +95,9 @@ class FakeSubstrate:
         try:
             self._note(box, "preparing")
         except OSError as error:
-            raise ProvisionError("the runtime directory cannot be written", where=box.id, why=str(error)) from error
+            raise ProvisionError(
+                "the runtime directory cannot be written", where=box.id, why=str(error)
+            ) from error
         self._spawn(box, "gate")
         self._note(box, "prepared")
 

@@ -76,7 +76,9 @@ class MeterContract(MeterReading):
             _, plan = planned(meter, exchange)
             assert plan.stream is exchange.stream or not exchange.stream, f"{exchange.name}: stream is lost"
             assert plan.input_bound >= exchange.input_tokens, f"{exchange.name}: the input bound is too low"
-            assert plan.output_limit >= exchange.output_tokens, f"{exchange.name}: the output limit is too low"
+            assert plan.output_limit >= exchange.output_tokens, (
+                f"{exchange.name}: the output limit is too low"
+            )
 
     def test_m4_a_worst_case_is_never_below_the_cost(
         self, meter: Meter, exchanges: Sequence[Exchange]
@@ -114,9 +116,7 @@ class MeterContract(MeterReading):
                     f"{exchange.name}: a member written twice was taken for {low}"
                 )
 
-    def test_m6_a_lowered_limit_keeps_the_meaning(
-        self, meter: Meter, exchanges: Sequence[Exchange]
-    ) -> None:
+    def test_m6_a_lowered_limit_keeps_the_meaning(self, meter: Meter, exchanges: Sequence[Exchange]) -> None:
         """M6: clamping lowers limits and changes nothing else of the request."""
         tried = False
         for exchange in exchanges:
@@ -175,7 +175,7 @@ class MeterContract(MeterReading):
             pytest.skip("the meter injects no credential")
         assert re.fullmatch(r"[a-z][a-z0-9-]*", rule.secret), rule.secret
         assert "{secret}" in rule.template
-        assert rule.template.format(secret="x")
+        assert rule.template.replace("{secret}", "") != rule.template
         assert rule.header in rule.strip, "the client's own credential would go along"
         for name in (rule.header, *rule.strip):
             assert name == name.lower(), f"{name} must be lower case"

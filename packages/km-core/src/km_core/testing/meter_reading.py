@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     from km_core.types import Decoder, Meter, Usage
 
-TRIES = settings(
-    max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TRIES = settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 """How often a contract tries generated input."""
 
 _JUNK = (b"\xff\xfe\x00", b"data: {", b": comment", b'data: {"usage": null}', b"data: [DONE", b"event: \xf0")
@@ -66,7 +64,9 @@ class MeterReading:
             billed = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
             assert usage.provider == meter.name, exchange.name
             assert usage.complete, f"{exchange.name}: the final figures were not seen"
-            assert (billed, usage.output_tokens) == (exchange.input_tokens, exchange.output_tokens), exchange.name
+            assert (billed, usage.output_tokens) == (exchange.input_tokens, exchange.output_tokens), (
+                exchange.name
+            )
 
     def test_m11_the_splits_of_the_wire_do_not_matter(
         self, meter: Meter, exchanges: Sequence[Exchange]

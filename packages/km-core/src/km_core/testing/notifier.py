@@ -21,7 +21,9 @@ AT = "2026-01-02T03:04:05Z"
 EVENTS = (
     Event("created", "sb-0000000a", AT),
     Event("budget_warning", "sb-0000000a", AT, {"pool": "ai", "spent_nusd": 2**62, "threshold": 0.8}),
-    Event("failed", "sb-0000000b", AT, {"why": 'a "quoted"\nline\ttab \\ back', "nested": {"list": [1, None]}}),
+    Event(
+        "failed", "sb-0000000b", AT, {"why": 'a "quoted"\nline\ttab \\ back', "nested": {"list": [1, None]}}
+    ),
     Event("a_kind_nobody_knows", "sb-0000000b", AT, {"text": "Grüße, 世界 🜁 \u2028 <b>&amp;</b> `x` {0} %s"}),
 )
 """What a contract sends: every kind of value that an event may hold, and a kind from a later version."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
 _TOUCHING = frozenset(
     {
@@ -61,12 +62,10 @@ _SEAL = _Seal()
 
 def _importing() -> bool:
     """Say whether the interpreter is reading a module: an import inside a function is not I/O of its own."""
-    frame = sys._getframe(2)  # noqa: SLF001 - the only way to see who opens
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way to see who opens
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap_external>":
             return True
-        if frame.f_back is None:
-            return False
         frame = frame.f_back
     return False
 
@@ -124,7 +123,7 @@ def secret_values(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[st
 
 def short_directory() -> Path:
     """Make a directory whose path leaves room for socket names (108 bytes, unix(7)); remove it yourself."""
-    return Path(tempfile.mkdtemp(prefix="km", dir="/tmp"))  # noqa: S108 - mkdtemp makes it 0700 and new
+    return Path(tempfile.mkdtemp(prefix="km", dir="/tmp"))
 
 
 def processes_naming(text: str) -> dict[int, str]:

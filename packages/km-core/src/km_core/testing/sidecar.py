@@ -93,7 +93,9 @@ class SidecarContract:
             done = self._run(sidecar, tmp_path, {"KM_CONTRACT_TOKEN": secret, "ANTHROPIC_API_KEY": secret})
             assert secret.encode() not in done.stdout + done.stderr, f"{name} prints a credential"
             for path in tmp_path.rglob("*"):
-                assert not path.is_file() or secret.encode() not in path.read_bytes(), f"{name} keeps it in {path}"
+                assert not path.is_file() or secret.encode() not in path.read_bytes(), (
+                    f"{name} keeps it in {path}"
+                )
 
     def _run(
         self, sidecar: Sidecar, home: Path, env: Mapping[str, str]

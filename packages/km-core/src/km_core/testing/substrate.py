@@ -33,7 +33,7 @@ ARGUMENTS = (
     "plain",
     "",
     "two words",
-    "it's \"quoted\"",
+    'it\'s "quoted"',
     "$HOME `id` $(id) ${x}",
     "*.py ? [a] ~ {a,b}",
     "line\nbreak\ttab",

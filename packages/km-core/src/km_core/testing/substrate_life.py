@@ -76,9 +76,7 @@ class SubstrateLife:
     @pytest.fixture
     def plan(self, substrate: Substrate) -> SandboxPlan:
         """The plan of the sandboxes here; the default allows nothing."""
-        return SandboxPlan(
-            profile="contract", profile_digest="0" * 64, prefix="sb", substrate=substrate.name
-        )
+        return SandboxPlan(profile="contract", profile_digest="0" * 64, prefix="sb", substrate=substrate.name)
 
     @pytest.fixture
     def control_plane(self, config: Config) -> Iterator[FakeControlPlane]:
@@ -107,7 +105,10 @@ class SubstrateLife:
                 plan_digest=plan.digest(),
             )
             state_dir, audit_dir = config.sandbox_dir(sandbox_id), config.audit_dir(sandbox_id)
-            for directory in (*(state_dir / name for name in ("workspace", "home", "gate", "logs")), audit_dir):
+            for directory in (
+                *(state_dir / name for name in ("workspace", "home", "gate", "logs")),
+                audit_dir,
+            ):
                 directory.mkdir(mode=0o700, parents=True)
             (state_dir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
             control_plane.call("sandbox.create", {"record": record.to_wire()})
@@ -176,7 +177,9 @@ class SubstrateLife:
         assert ran.code == REFUSED, f"a command ran before start: {ran}"
         assert not (box.state_dir / "workspace" / "early").exists()
 
-    def test_s10_creating_again_changes_nothing(self, make_box: Callable[..., Box], substrate: Substrate) -> None:
+    def test_s10_creating_again_changes_nothing(
+        self, make_box: Callable[..., Box], substrate: Substrate
+    ) -> None:
         """S10: `prepare` and `start` are idempotent: the same sandbox goes on, and nothing is doubled."""
         box = make_box()
         substrate.prepare(box)
@@ -278,9 +281,7 @@ class SubstrateLife:
             substrate.destroy(box)
             assert self.traces(substrate, box) == [], f"left after {spoil.__name__}"
 
-    def test_s16_an_orphan_is_found_and_removed(
-        self, box: Box, substrate: Substrate, config: Config
-    ) -> None:
+    def test_s16_an_orphan_is_found_and_removed(self, box: Box, substrate: Substrate, config: Config) -> None:
         """S16: a sandbox that nobody destroyed is among `leftovers` of its home only, and can be removed."""
         elsewhere = evolve(config, home=config.home / "other", runtime_dir=config.runtime_dir / "other")
         assert [item for item in substrate.leftovers(elsewhere) if item.sandbox_id == box.id] == []
@@ -314,9 +315,9 @@ class SubstrateLife:
             assert files_holding(secret, *places) == [], f"{name} is in a file"
             assert not any(secret in text for text in texts), f"{name} is shown"
         substrate.destroy(box)
-        for attempt in (lambda: substrate.start(box), lambda: substrate.pause(box)):
+        for attempt in (substrate.start, substrate.pause):
             try:
-                attempt()
+                attempt(box)
             except KmError as error:
                 told = json.dumps(error.to_dict())
                 assert box.token not in told, "the token is in an error"
@@ -332,7 +333,9 @@ class SubstrateLife:
             assert devices == ["lo"], f"a sandbox without network has {devices}"
             return
         access: Access = request.getfixturevalue("access")
-        assert access.allowed(box), "the allowed destination is not reached: nothing can be said about its loss"
+        assert access.allowed(box), (
+            "the allowed destination is not reached: nothing can be said about its loss"
+        )
         access.kill(box)
         assert not access.allowed(box), "it fails open: nothing enforces any more, and traffic still passes"
         time.sleep(1)
