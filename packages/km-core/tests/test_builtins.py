@@ -260,6 +260,22 @@ def test_create_of_a_built_in_whose_substrate_is_missing_says_in_one_line_what_t
     km("daemon", "stop", home=tmp_path)
 
 
+def test_with_km_core_alone_create_says_in_one_line_what_to_install(tmp_path):
+    from km_core.plugins import load_plugins
+
+    alone = ",".join(info.name for info in load_plugins().infos)
+    sample = tmp_path / "sample.yaml"
+    sample.write_text((Path(__file__).parent / "data_quickstart.yaml").read_text())
+    done = km("create", "sample.yaml", "--dry-run", home=tmp_path, KM_BLOCK_PLUGINS=alone)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].endswith("nothing installed can run a profile on local")
+    assert done.stderr.splitlines()[1:] == [
+        "  hint: install km-substrate-local and km-net-proxy",
+        "error: sample.yaml has 1 problem; nothing was made",
+    ]
+
+
 def test_the_schema_for_editors_is_the_generated_one(tmp_path):
     from km_core.profile.schema import profile_schema, schema_text
 

@@ -126,7 +126,7 @@ def test_the_list_of_an_empty_home_is_an_empty_document(home):
         (["create", "/nonexistent.yaml", "--json"], 1),
         (["create", "/", "--json"], 2),
         (["create", "/dev/null", "--alias", "Not An Alias", "--json"], 2),
-        (["explain", "egress", "/nonexistent.yaml", "a.example", "--json"], 2),
+        (["explain", "egress", "/nonexistent.yaml", "a.example", "--json"], 1),
         (["plugins", "info", "nobody", "--json"], 5),
     ],
 )

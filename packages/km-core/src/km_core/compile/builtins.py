@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from km_core.errors import ProfileError
+from km_core.errors import ProfileError, UsageError
 from km_core.profile.grammar import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def find_profile(typed: Path | str, search_paths: Sequence[str | Path] = ()) -> 
 
     Raises:
         ProfileError: *typed* has the form of a name, and neither a profile nor a file is called so.
+        UsageError: it is a directory.
     """
     if isinstance(typed, Path):
         return ProfileSource(typed.stem, str(typed), typed)
@@ -101,6 +102,10 @@ def find_profile(typed: Path | str, search_paths: Sequence[str | Path] = ()) -> 
         return ProfileSource(typed, f"<built-in {typed}>")
     path = Path(typed)
     if not _is_name(typed) or (path.exists() and not path.is_dir()):
+        if path.is_dir():
+            raise UsageError(
+                "a profile is a file, this is a directory", where=typed, hint="name a file in it"
+            )
         return ProfileSource(path.stem, typed, path)
     for found in profiles_on(search_paths):
         if found.name == typed and found.name not in BUILTINS:

@@ -236,6 +236,8 @@ def _claim_problems(
     plugins: PluginRegistry,
     overrides: Overrides | None = None,
 ) -> list[Problem]:
+    # A plugin that fails is out as a whole: its meters are asked before it is counted as an enforcer.
+    plugins.meters()
     sources = claim_sources(plugins)
     problems = [
         problem
@@ -243,15 +245,22 @@ def _claim_problems(
         if overrides is None or not _dropped(problem.path, overrides)
     ]
     if any(problem.code == "claim-substrate" for problem in problems):
-        return problems  # of a place that does not exist nothing else can be said
+        # Of a place that does not exist nothing else can be said.
+        return [_with_cause(problem, f"km-substrate-{substrate}", plugins) for problem in problems]
     mode = data["spec"]["network"].get("enforcement") or "proxy"
     enforced = mode in plugins.enforcers() or claims.enforces_itself(substrate, sources, mode=mode)
     if not enforced and not any(p.path == "spec.network.enforcement" for p in problems):
         provider = "km-net-proxy" if mode == "proxy" else "km-net-ebpf"
-        message = f"nothing installed enforces the mode {mode}"
-        missing = Problem(
-            "spec.network.enforcement", message, hint=f"install {provider}", code="claim-missing"
+        message, hint = f"nothing installed enforces the mode {mode}", f"install {provider}"
+        missing = _with_cause(
+            Problem("spec.network.enforcement", message, hint=hint, code="claim-missing"), provider, plugins
         )
+        if substrate not in plugins.substrates():
+            # One line that says all there is to install, not one after the other.
+            message = f"nothing installed can run a profile on {substrate}"
+            hint = f"install km-substrate-{substrate} and {provider}"
+            absent = Problem("spec.runtime.substrate", message, hint=hint, code="claim-substrate")
+            missing = _with_cause(absent, f"km-substrate-{substrate}", plugins)
         problems.append(loaded.placed(missing))
     return problems + [
         evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
@@ -285,6 +294,14 @@ def _typed(data: dict[str, Any], overrides: Overrides | None) -> dict[str, Any]:
 
 def _dropped(path: str, overrides: Overrides) -> bool:
     return any(path == field or path.startswith(f"{field}.") for field in overrides.drop)
+
+
+def _with_cause(problem: Problem, distribution: str, plugins: PluginRegistry) -> Problem:
+    """Say of a provider that is installed why it is not used, where the problem says to install it."""
+    why, hint = plugins.remedy(distribution)
+    if " is installed but " not in why:
+        return problem
+    return evolve(problem, message=f"{problem.message}: {why}", hint=hint)
 
 
 def _refuse(problems: Sequence[Problem], file: str) -> None:
