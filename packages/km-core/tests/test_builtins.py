@@ -260,19 +260,20 @@ def test_create_of_a_built_in_whose_substrate_is_missing_says_in_one_line_what_t
     km("daemon", "stop", home=tmp_path)
 
 
-def test_with_km_core_alone_create_says_in_one_line_what_to_install(tmp_path):
-    from km_core.plugins import load_plugins
+def test_with_km_core_alone_a_plan_is_refused_in_one_line_that_says_what_to_install(tmp_path):
+    from km_core.compile.pipeline import Overrides, plan_from_file
+    from km_core.config import load_config
+    from km_core.testing.pm import manager_with
 
-    alone = ",".join(info.name for info in load_plugins().infos)
-    sample = tmp_path / "sample.yaml"
-    sample.write_text((Path(__file__).parent / "data_quickstart.yaml").read_text())
-    done = km("create", "sample.yaml", "--dry-run", home=tmp_path, KM_BLOCK_PLUGINS=alone)
+    sample = Path(__file__).parent / "data_quickstart.yaml"
+    with pytest.raises(ProfileError) as caught:
+        plan_from_file(sample, load_config({"KM_HOME": str(tmp_path)}), manager_with(), Overrides())
 
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[0].endswith("nothing installed can run a profile on local")
-    assert done.stderr.splitlines()[1:] == [
-        "  hint: install km-substrate-local and km-net-proxy",
-        "error: sample.yaml has 1 problem; nothing was made",
+    assert [(p.message, p.hint) for p in caught.value.problems if p.severity is Severity.ERROR] == [
+        (
+            "nothing installed can run a profile on local",
+            "install km-substrate-local and km-net-proxy",
+        )
     ]
 
 
