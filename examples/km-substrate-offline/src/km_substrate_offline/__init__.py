@@ -1,3 +1,3 @@
-"""Sandboxes on Linux without any network: for profiles that allow nothing."""
+"""A substrate for km: sandboxes on Linux without any network."""
 
 from __future__ import annotations

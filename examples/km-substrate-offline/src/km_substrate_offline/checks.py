@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from km_core.types import CheckResult
+
 from km_substrate_offline import kernel
 
 _PROBE = "from km_substrate_offline import kernel; kernel.unshare(kernel.NAMESPACES)"

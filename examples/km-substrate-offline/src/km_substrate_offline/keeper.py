@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from km_core.control.rpc import ControlClient
 from km_core.errors import ControlUnavailableError, KmError
+
 from km_substrate_offline import kernel, rootfs
 from km_substrate_offline.processes import EXEC_LOCK, LOCK, STATE, start_of
 
@@ -174,8 +175,9 @@ def _keep(pid: int, runtime_dir: Path, credentials: Mapping[str, Any]) -> None:
     descriptor = os.pidfd_open(pid)
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    while not poller.poll(1000):
-        if time.monotonic() >= next_lease:
+    while True:
+        # Past the deadline it matters whether anybody is there to end the sandbox.
+        if time.monotonic() >= next_lease or (deadline and time.time() >= deadline):
             next_lease = time.monotonic() + LEASE_EVERY_S
             try:
                 deadline = float(client.call("lease", holder="pod")["deadline"])
@@ -188,6 +190,8 @@ def _keep(pid: int, runtime_dir: Path, credentials: Mapping[str, Any]) -> None:
         if deadline and time.time() >= deadline + (LATE_S if answered else 0.0):
             sys.stderr.write("keeper: the deadline has passed\n")
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        if poller.poll(1000):
+            break
     os.close(descriptor)
     os.waitpid(pid, 0)
     client.close()

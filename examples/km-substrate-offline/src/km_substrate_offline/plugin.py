@@ -35,6 +35,7 @@ def km_field_claims() -> Iterable[Claim]:
 def km_doctor_checks() -> Iterable[DoctorCheck]:
     """Check whether this host can make such sandboxes."""
     from km_core.types import DoctorCheck
+
     from km_substrate_offline.checks import check_namespaces
 
     return (DoctorCheck("offline: namespaces", check_namespaces),)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
-
+from km_core.lifecycle.files import write_private
 from km_core.types import is_sandbox_id
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ def first_of(runtime_dir: Path) -> First | None:
 def mark_started(runtime_dir: Path) -> None:
     """Record that commands may run."""
     state = _state(runtime_dir) | {"started": True}
-    temporary = runtime_dir / f".{STATE}.{os.getpid()}"
-    temporary.write_text(json.dumps(state), encoding="ascii")
-    temporary.replace(runtime_dir / STATE)
+    write_private(runtime_dir / STATE, json.dumps(state))
 
 
 def processes_of(config: Config) -> Iterator[tuple[int, str]]:

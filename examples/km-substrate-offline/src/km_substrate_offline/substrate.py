@@ -20,6 +20,7 @@ from km_core.errors import GuardError, ProvisionError
 from km_core.lifecycle.files import make_private_dir
 from km_core.lifecycle.tree import walk
 from km_core.types import Problem, is_sandbox_id
+
 from km_substrate_offline import kernel, rootfs
 from km_substrate_offline.processes import (
     EXEC_LOCK,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from km_core.plan import SandboxPlan
 
 NAME = "offline"
+MODES = frozenset({"proxy", "ebpf", "both"})
+"""Without a network the promise of each of them is kept."""
 PROCESS, RUNTIME = "process", "runtime directory"
 FIRST_HOST_ID = 0x60000000
 """Root's sandboxes run as this uid and gid plus 28 bits of their id; keep that range free of accounts."""
@@ -118,9 +121,9 @@ class OfflineSubstrate:
     ) -> int:
         """Run a command as the sandbox's user; there is no other, and no terminal."""
         if root:
-            raise GuardError("an offline sandbox has no root user", where=box.id, hint="leave --root out")
+            raise GuardError("this substrate has no root user", where=box.id, hint="leave --root out")
         if tty:
-            raise GuardError("an offline sandbox has no terminal", where=box.id, hint="add --no-tty")
+            raise GuardError("this substrate has no terminal", where=box.id, hint="add --no-tty")
         first = _alive(box)
         if not first.started:
             raise ProvisionError("the sandbox has not started", where=box.id)
@@ -174,20 +177,20 @@ class OfflineSubstrate:
 def _wishes(plan: SandboxPlan) -> Iterator[Problem]:
     """Yield what the plan allows and a sandbox without a network cannot give or cannot hold."""
     network = plan.network
+    if network.enforcement not in MODES:
+        yield Problem("spec.network.enforcement", f"{network.enforcement} is not known", hint="use proxy")
     if network.hosts or network.addresses or network.groups:
-        yield Problem(
-            "spec.network.egress", "an offline sandbox reaches nothing", hint="leave the lists empty"
-        )
+        yield Problem("spec.network.egress", "this substrate reaches nothing", hint="leave the lists empty")
     if plan.git.repos:
-        yield Problem("spec.sourceAccess.github.allowedRepos", "an offline sandbox reaches no repository")
+        yield Problem("spec.sourceAccess.github.allowedRepos", "this substrate reaches no repository")
     if plan.budget.ai_limit_nusd is not None:
-        yield Problem("spec.budget.ai", "an offline sandbox reaches no model", hint="leave it out")
+        yield Problem("spec.budget.ai", "this substrate reaches no model", hint="leave it out")
     if plan.budget.compute_limit_nusd is not None:
         yield Problem("spec.budget.compute", "nothing here meters compute", hint="leave it out")
     if plan.workload.privileged:
-        yield Problem("spec.execution.privileged", "an offline sandbox has no root user")
+        yield Problem("spec.execution.privileged", "this substrate has no root user")
     for name in plan.limits.explicit:
-        yield Problem(f"limits.{name}", "an offline sandbox cannot enforce it", hint="leave it out")
+        yield Problem(f"limits.{name}", "this substrate cannot enforce it", hint="leave it out")
 
 
 def _host_problems(plan: SandboxPlan) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ import click
 
 from km_core.cli.claims import claims
 from km_core.cli.output import emit_json, note, printable, table
+from km_core.cli.plugins_new import new
 
 
 @click.group()
@@ -122,3 +123,4 @@ def check(ctx: click.Context, what: str | None, as_json: bool, show_all: bool) -
 
 
 plugins.add_command(claims)
+plugins.add_command(new)
