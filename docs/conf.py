@@ -51,6 +51,14 @@ def _code_words(_app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, 
     lines[:] = [_WORD.sub(r"``\1``", line) for line in lines]
 
 
+def _short_defaults(
+    _app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, signature: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+    """Show a default that attrs makes anew for each instance as an ellipsis."""
+    return (signature.replace("= NOTHING", "= ...") if signature else signature), result
+
+
 def setup(app: Sphinx) -> None:
     """Connect the handlers."""
     app.connect("autodoc-process-docstring", _code_words, priority=100)
+    app.connect("autodoc-process-signature", _short_defaults)

@@ -60,6 +60,13 @@ def entries() -> list[Entry]:
     return list(_walk(cli, ("km",), None))
 
 
+def aliases() -> dict[str, str]:
+    """Return the further names of top-level commands."""
+    from km_core.cli.main import LazyGroup, cli
+
+    return cli.aliases() if isinstance(cli, LazyGroup) else {}
+
+
 def _walk(command: click.Command, path: tuple[str, ...], parent: click.Context | None) -> Iterator[Entry]:
     context = click.Context(command, info_name=path[-1], parent=parent)
     yield Entry(path, command, context)
@@ -132,6 +139,8 @@ def index(everything: list[Entry]) -> str:
         "|---|---|",
     ]
     lines += [f"| [`{e.name}`]({e.path[1]}.md) | {_first_line(e)} |" for e in top]
+    names = ", ".join(f"`{alias}` for `{name}`" for alias, name in sorted(aliases().items()))
+    lines += ["", f"Further names: {names}."]
     lines += ["", "```{toctree}", ":hidden:", "", *[entry.path[1] for entry in top], "```", ""]
     return "\n".join(lines)
 

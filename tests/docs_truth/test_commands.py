@@ -17,7 +17,7 @@ from sitepages import commands, reading
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*/README.md")])
 ENTRIES = {entry.path: entry for entry in commands.entries()}
-ALIASES = {"ls": "list", "kill": "destroy", "start": "resume", "sh": "shell"}
+ALIASES = commands.aliases()
 READ_ONLY = {"validate", "compile", "explain", "plugins", "profiles", "schema", "diff", "completion"}
 WRITES = {("plugins", "new"), ("compile", "--out"), ("schema", "--out")}
 OWN_RUNNER = {"docs/tutorial/plugin.md"}

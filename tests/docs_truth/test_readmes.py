@@ -99,6 +99,8 @@ def test_events_that_are_told_to_notifiers_are_named_in_a_readme() -> None:
     """A call ``emit(ID, "kind", …)`` without ``tell=False`` is told."""
     told = set()
     for path in ROOT.glob("packages/*/src/**/*.py"):
+        if "/testing/" in str(path):
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "emit" and len(node.args) > 1:
                 kind = node.args[1]

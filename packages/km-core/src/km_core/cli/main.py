@@ -71,6 +71,10 @@ class LazyGroup(click.Group):
         names = [name for name in _TABLE if not name.startswith("_")]
         return names + sorted(name for name in plugin_commands() if name not in _TABLE)
 
+    def aliases(self) -> dict[str, str]:
+        """Return the further names of commands."""
+        return dict(_ALIASES)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """Import one command."""
         name = _ALIASES.get(cmd_name, cmd_name)
