@@ -8,11 +8,9 @@ search path can stand in for it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +28,8 @@ BUILTIN_NAMES = ("open-dev", "restricted-dev", "hardened", "sealed", "goose", "c
 
 @cache
 def _text(name: str) -> str:
+    from importlib.resources import files
+
     return files("km_core.compile").joinpath("builtin", f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -110,6 +110,8 @@ def find_profile(typed: Path | str, search_paths: Sequence[str | Path] = ()) -> 
     for found in profiles_on(search_paths):
         if found.name == typed and found.name not in BUILTINS:
             return found
+    import difflib
+
     near = difflib.get_close_matches(typed, [*BUILTINS, *(p.name for p in profiles_on(search_paths))], n=1)
     hint = f"did you mean {near[0]}?" if near else f"name a file, or a built-in: {', '.join(BUILTINS)}"
     raise ProfileError(f"no profile and no file is called {typed}", where=typed, hint=hint, code="not-found")
