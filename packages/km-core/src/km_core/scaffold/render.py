@@ -2,7 +2,9 @@
 Filling templates: the files of a new distribution, as text.
 
 Templates are package data below ``templates/``: those of ``common`` and those of the kind.  ``MODULE`` in
-a path and ``<<word>>`` in a text are filled in; a word that is not known is an error of the template.
+a path and ``<<word>>`` in a text are filled in; a word that is not known is an error of the template.  A
+kind's ``KIT`` names modules of the conformance kit that its distribution begins with: `km_core.testing`
+keeps a small control plane that passes its own contract, and there need not be two.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def render(names: Names, *, author: str = "", core_version: str = "") -> dict[st
         for path, template in _templates(root / folder):
             target = path.removesuffix(SUFFIX).replace("MODULE", names.module)
             files[target] = _fill(template, values, path)
+    files |= _from_kit(root / names.kind / "KIT", names)
     return dict(sorted(files.items()))
 
 
@@ -75,6 +78,45 @@ def _words_of_kind(source: Traversable, values: dict[str, str]) -> dict[str, str
         key, _, text = line.partition(": ")
         found[key] = _fill(text, values, str(source))
     return found
+
+
+def _from_kit(listing: Traversable, names: Names) -> dict[str, str]:
+    """Return the kit's modules that a kind begins with, under the distribution's own names."""
+    if not listing.is_file():
+        return {}
+    pairs = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
+    modules = {
+        source.removesuffix(".py"): target.rpartition("/")[2].removesuffix(".py") for source, target in pairs
+    }
+    kit, files = resources.files("km_core.testing"), {}
+    for source, target in pairs:
+        text = (kit / source).read_text(encoding="utf-8")
+        for old, new in modules.items():
+            text = text.replace(
+                f"from km_core.testing import {old} as {new}", f"from {names.module} import {new}"
+            )
+            text = text.replace(f"km_core.testing.{old}", f"{names.module}.{new}")
+        for old, new in (
+            ("FakeControlPlane", f"{names.class_prefix}Plane"),
+            ("FakeControl", f"{names.class_prefix}Control"),
+            ("FakeSockets", "Sockets"),
+            ("fake_offer", "offer_of"),
+            ("fake-control", names.word),
+            ('"fake"', f'"{names.word}"'),
+            (", for tests of plugins.", "."),
+        ):
+            text = text.replace(old, new)
+        files[target.replace("MODULE", names.module)] = _own_imports_last(text, names.module)
+    return files
+
+
+def _own_imports_last(text: str, module: str) -> str:
+    """Put the imports of *module* behind those of km_core, as its own are sorted."""
+    lines = text.splitlines()
+    own = [line for line in lines if line.startswith(f"from {module}")]
+    rest = [line for line in lines if line not in own]
+    last = max((at for at, line in enumerate(rest) if line.startswith("from km_core")), default=0)
+    return "\n".join([*rest[: last + 1], *(["", *own] if own else []), *rest[last + 1 :]]) + "\n"
 
 
 def _templates(folder: Traversable, path: str = "") -> Iterator[tuple[str, str]]:
