@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import itertools
+import os
 import re
+import subprocess
 import sys
 import textwrap
+import threading
 import types
 
 import pytest
@@ -415,6 +418,26 @@ def test_what_a_hook_prints_goes_to_standard_error_and_is_told_once(capsys):
     told = capsys.readouterr()
     assert "" == told.out
     assert "plugin a (dist-a 1.0): km_sidecars prints to standard output" in told.err
+
+
+def test_what_a_hook_writes_to_the_descriptor_or_from_another_thread_stays_out_too(capfd):
+    def km_sidecars():
+        os.write(1, b"low")
+        subprocess.run(["echo", "program"], check=True)
+        inner = registry(b=module("b", km_sidecars=lambda: print("inner") or []))
+        workers = [threading.Thread(target=inner.sidecars) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return []
+
+    registry(a=module("a", km_sidecars=km_sidecars)).sidecars()
+    print("own")
+
+    told = capfd.readouterr()
+    assert "own\n" == told.out
+    assert all(word in told.err for word in ("low", "program", "inner"))
 
 
 def test_an_error_of_a_plugin_shows_no_secret(capsys):

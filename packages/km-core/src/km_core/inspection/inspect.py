@@ -13,12 +13,14 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from km_core.errors import PluginError
 from km_core.inspection.finding import ERROR, OK, WARNING, Finding
-from km_core.plugins import load_plugins
+from km_core.plugins import GROUP
 from km_core.plugins.calls import time_limit
+from km_core.plugins.discover import load_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ IMPORT_BUDGET_MS = 200.0
 _ATTEMPTS = 3
 _CALLS = 40
 """How many calls into a plugin a probe makes at most; bounds how long it is waited for."""
-_CORE = re.compile(r"^km[-_.]core\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?", re.IGNORECASE)
+_CORE = re.compile(r"^km[-_.]core(?![-_.a-z0-9])\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?", re.IGNORECASE)
 _CLAUSE = re.compile(r"\s*(===|~=|==|!=|<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)*)[^,]*")
 
 
@@ -49,8 +51,11 @@ def inspect_plugins(subjects: Sequence[Subject], *, core_version: str = "") -> l
     for subject in subjects:
         findings += _metadata(subject, core_version)
         findings += _probed(subject)
-    if any(not subject.path for subject in subjects):
-        findings += _together({subject.name for subject in subjects})
+    # One that cannot be imported is not imported here either: it may end the process.
+    unfit = {finding.plugin for finding in findings if (finding.check, finding.status) == ("import", ERROR)}
+    installed = {subject.name for subject in subjects if not subject.path} - unfit
+    if installed:
+        findings += _together(installed, unfit)
     return findings
 
 
@@ -174,9 +179,9 @@ def _probe(subject: Subject) -> tuple[dict[str, Any] | None, str]:
     return answer if isinstance(answer, dict) else None, "does not answer"
 
 
-def _together(names: set[str]) -> Iterator[Finding]:
-    """Look for offers that clash with those of another installed plugin."""
-    registry = load_plugins()
+def _together(names: set[str], unfit: set[str]) -> Iterator[Finding]:
+    """Look for offers that clash with those of another installed plugin, without those that are *unfit*."""
+    registry = load_entries(entry_points(group=GROUP), block=",".join(sorted(unfit)))
     asks: tuple[Callable[[], object], ...] = (
         registry.profile_sections,
         registry.substrates,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from km_core.inspection.finding import ERROR, OK, SKIPPED, WARNING
 from km_core.inspection.sample import sample
 from km_core.plugins import PluginInfo, PluginRegistry, new_manager
-from km_core.plugins.calls import HookTimeoutError, brief, call
+from km_core.plugins.calls import HookTimeoutError, brief, call, divert_to
 from km_core.plugins.discover import GROUP, problems_of
 from km_core.plugins.offers import CONTRACTS
 
@@ -57,6 +57,7 @@ def main() -> int:
     with answer, tempfile.TemporaryFile() as printed:
         sys.stdout.flush()
         os.dup2(printed.fileno(), 1)
+        divert_to(printed.fileno())
         if given.get("path"):
             sys.path.insert(0, given["path"])
         result = _Probe(given["name"], given["module"], printed.fileno()).run()

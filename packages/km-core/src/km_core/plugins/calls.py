@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from attrs import define
 
@@ -83,15 +83,17 @@ def call(function: Callable[[], Any], *, what: str, plugin: str) -> Outcome:
 
     limit = time_limit()
     worker = threading.Thread(target=run, name=f"plugin {plugin} {what}", daemon=True)
-    with _apart() as written:
+    with _STANDBY.aside() as diverted:
+        before = diverted.writes
         worker.start()
         in_time = finished.wait(limit)
+        wrote = diverted.writes != before
     if not in_time:
         # The thread may still write into its own outcome: it is left behind with it.
         outcome = Outcome(error=HookTimeoutError(f"no answer within {limit:g} s"), elapsed_s=limit)
     else:
         worker.join()
-    outcome.wrote = written.touched
+    outcome.wrote = wrote
     _trace(plugin, what, outcome)
     if isinstance(outcome.error, KeyboardInterrupt):
         raise outcome.error
@@ -115,16 +117,16 @@ def brief(error: BaseException) -> str:
 
 
 class _Diverted(io.TextIOBase):
-    """Stands where ``sys.stdout`` was: what is written goes to standard error and is noticed."""
+    """Stands where ``sys.stdout`` was: what is written goes to standard error and is counted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.touched = False
+        self.writes = 0
 
     @property
     def buffer(self) -> Any:
         """The stream of bytes below."""
-        self.touched = True
+        self.writes += 1
         return sys.stderr.buffer
 
     def fileno(self) -> int:
@@ -134,19 +136,69 @@ class _Diverted(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        self.touched = True
+        self.writes += 1
         return sys.stderr.write(text)
 
     def flush(self) -> None:
         sys.stderr.flush()
 
 
-@contextlib.contextmanager
-def _apart() -> Iterator[_Diverted]:
-    """Keep a plugin's prints out of standard output, which belongs to the command's own answer."""
-    diverted = _Diverted()
-    with contextlib.redirect_stdout(diverted):
-        yield diverted
+class _Standby:
+    """
+    Standard output, set aside while plugins are called: it belongs to the command's own answer.
+
+    Calls may come from several threads and from within each other: the first one in sets it aside, the
+    last one out puts it back.  The descriptor goes too, for programs and libraries that a plugin uses.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._kept: int | None = None
+        self._stream: TextIO | None = None
+        self._diverted = _Diverted()
+        self.instead = 2
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[_Diverted]:
+        """Set standard output aside for the block."""
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._take()
+        try:
+            yield self._diverted
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._give_back()
+
+    def _take(self) -> None:
+        self._stream = sys.stdout
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+        # A process may have no standard output, or none but a stream of its own.
+        with contextlib.suppress(OSError):
+            self._kept = os.dup(1)
+            os.dup2(self.instead, 1)
+        sys.stdout = self._diverted
+
+    def _give_back(self) -> None:
+        sys.stdout = self._stream
+        self._stream = None
+        if self._kept is not None:
+            os.dup2(self._kept, 1)
+            os.close(self._kept)
+            self._kept = None
+
+
+_STANDBY = _Standby()
+
+
+def divert_to(descriptor: int) -> None:
+    """Send what plugins write to descriptor 1 to *descriptor* instead of standard error, for the inspection."""
+    _STANDBY.instead = descriptor
 
 
 def _trace(plugin: str, what: str, outcome: Outcome) -> None:
