@@ -62,9 +62,9 @@ def entries() -> list[Entry]:
 
 def aliases() -> dict[str, str]:
     """Return the further names of top-level commands."""
-    from km_core.cli.main import LazyGroup, cli
+    from km_core.cli.main import cli
 
-    return cli.aliases() if isinstance(cli, LazyGroup) else {}
+    return cli.aliases()
 
 
 def _walk(command: click.Command, path: tuple[str, ...], parent: click.Context | None) -> Iterator[Entry]:
