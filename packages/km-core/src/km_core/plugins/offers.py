@@ -40,6 +40,11 @@ def title(value: Any) -> str:
     return "is no short line of text"
 
 
+def title_or_nothing(value: Any) -> str:
+    """Accept what `title` accepts, and the empty text."""
+    return "" if value == "" else title(value)
+
+
 def _matching(pattern: re.Pattern[str], wanted: str) -> Rule:
     def rule(value: Any) -> str:
         return "" if isinstance(value, str) and pattern.fullmatch(value) else f"is not {wanted}"
@@ -290,7 +295,8 @@ CONTRACTS: Mapping[str, Contract] = {
             "path": field_path,
             "substrates": many(text, at_least=1),
             "answer": one_of(_TYPES, "Answer"),
-            "by": title,
+            # Empty where nobody would provide what is missing.
+            "by": title_or_nothing,
             "note": text,
         },
         strict=True,

@@ -164,7 +164,10 @@ def judge_field(
     source, claim = max(left, key=lambda entry: (_STRENGTH[entry[1].answer], entry[1].by, entry[0].name))
     # A stranger promises for itself only; core and the substrate's own may name who keeps the promise.
     trusted = source.core or substrate in source.substrates or claim.answer not in _LOOSENING
-    return FieldAnswer(path, claim.answer, claim.by if trusted else source.name, claim.note, unheard)
+    by = claim.by if trusted else source.name
+    if not by and claim.answer is not Answer.MISSING:
+        by = source.name
+    return FieldAnswer(path, claim.answer, by, claim.note, unheard)
 
 
 def _most_specific(path: str, value: Any, substrate: str, claims: Iterable[Claim]) -> Claim | None:
