@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -226,18 +227,23 @@ class FakeSubstrate:
 
     def _spawn(self, box: Box, role: str) -> None:
         nothing = subprocess.DEVNULL
-        process = subprocess.Popen(
-            _FOREVER,
-            stdin=nothing,
-            stdout=nothing,
-            stderr=nothing,
-            env=self._environment(box, role),
-            start_new_session=True,
-        )
+        with _locked(box):
+            process = subprocess.Popen(
+                _FOREVER,
+                stdin=nothing,
+                stdout=nothing,
+                stderr=nothing,
+                env=self._environment(box, role),
+                start_new_session=True,
+                close_fds=False,  # the lock stays with the child until it is what it is to be
+            )
         # Whoever finds it ends and collects it by its number.
         process.returncode = 0
 
     def _end(self, box: Box) -> None:
+        if box.runtime_dir.is_dir():
+            with _locked(box):
+                time.sleep(0.01)
         for pid, sandbox_id, _ in _marked(box.config):
             if sandbox_id == box.id:
                 _kill(pid)
@@ -247,6 +253,21 @@ class FakeSubstrate:
             if sandbox_id == box.id and not role.endswith(" gate"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def _locked(box: Box) -> Iterator[None]:
+    """
+    Hold the sandbox's lock, which the kernel shares with a child until it executes its program.
+
+    A process that was cut off while it started another is waited for by whoever takes the lock next.
+    """
+    descriptor = os.open(box.runtime_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _marked(config: Config) -> Iterator[tuple[int, str, str]]:

@@ -119,6 +119,7 @@ class NotifierContract:
         self, plugin: Any, broken: Any, received: Callable[[], Sequence[Event]]
     ) -> None:
         """N4: what did not arrive ends in an exception or ``delivered=False``, so that it is tried again."""
+        notify(plugin, EVENTS[0])  # so that everything it imports is there
         before = len(received())
         failed, answer = _with_broken(broken, plugin)
         if failed:
@@ -214,7 +215,6 @@ def _with_broken(broken: Any, plugin: Any) -> tuple[str, Any]:
     """Deliver to a failing back end; returns the error's text (empty for none) and the answer."""
     import traceback
 
-    notify(plugin, EVENTS[0])  # so that everything it imports is there
     try:
         if broken is not None:
             return "", notify(broken, EVENTS[1])
