@@ -111,8 +111,8 @@ def _from_kit(listing: Traversable, names: Names) -> dict[str, str]:
 
 
 def _own_imports_last(text: str, module: str) -> str:
-    """Put the imports of *module* behind those of km_core, as its own are sorted."""
-    lines = text.splitlines()
+    """Put the imports of *module* behind those of km_core, which are foreign to it."""
+    lines = re.sub(r"(\nfrom attrs [^\n]*)\n\n(from km_core)", r"\1\n\2", text).splitlines()
     own = [line for line in lines if line.startswith(f"from {module}")]
     rest = [line for line in lines if line not in own]
     last = max((at for at, line in enumerate(rest) if line.startswith("from km_core")), default=0)
