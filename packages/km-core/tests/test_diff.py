@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address, ip_network
 
 import pytest
 from attrs import evolve
@@ -332,3 +333,36 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("loosened:\n")
     assert 1 == main(["diff", "hardened", "no-such-profile", "--json"])
     assert "error" in json.loads(capsys.readouterr().out)
+
+
+def is_network(text):
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+ranges = st.builds(
+    "{}/{}".format,
+    st.sampled_from(
+        ["0.0.0.0", "10.0.0.0", "10.1.0.0", "192.0.2.0", "192.168.0.0", "2001:db8::", "fc00::", "::"]
+    ),
+    st.sampled_from([0, 8, 16, 24]),
+).filter(is_network)
+points = st.one_of(
+    st.sampled_from(
+        ["10.0.0.5", "10.1.0.5", "192.0.2.9", "8.8.8.8", "127.0.0.1", "169.254.169.254", "fc00::5"]
+    ),
+    st.ip_addresses().map(str),
+)
+
+
+@given(st.lists(ranges, max_size=4), st.lists(ranges, max_size=4), points, st.sampled_from([80, 443]))
+def test_without_a_loosening_no_address_is_newly_allowed(first, second, point, port):
+    before, after = plan(*first), plan(*second)
+    old, new = (NetworkPolicy.from_plan(each.network) for each in (before, after))
+    ip = ip_address(point)
+
+    if not texts(diff_plans(before, after).loosened, "address"):
+        assert old.address(ip, port).allow or not new.address(ip, port).allow
