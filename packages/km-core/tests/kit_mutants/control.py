@@ -70,7 +70,7 @@ class TestLosesASettlement(Base):
 
 class TestUpdatesWithoutLooking(Base):
     class Made(FakeControlPlane):
-        def _update(self, peer, id, changes, expect=None):
+        def _update(self, peer, id, changes, expect=None):  # noqa: A002 - the wire's word
             return super()._update(peer, id, changes, {})
 
 
@@ -82,7 +82,7 @@ class TestOpensToAnyToken(Base):
 
 class TestKeepsTheOldToken(Base):
     class Made(FakeControlPlane):
-        def _open(self, peer, id):
+        def _open(self, peer, id):  # noqa: A002 - the wire's word
             answer = super()._open(peer, id)
             self.old = {*getattr(self, "old", set()), answer["token"]}
             return answer
@@ -101,7 +101,7 @@ class TestForgetsNothing(Base):
     class Made(FakeControlPlane):
         kept = None
 
-        def _delete(self, peer, id):
+        def _delete(self, peer, id):  # noqa: A002 - the wire's word
             self.kept = self.state["sandboxes"].get(id, {}).get("budget") or self.kept
             return super()._delete(peer, id)
 
@@ -114,7 +114,7 @@ class TestForgetsNothing(Base):
 
 class TestMixesTheJournal(Base):
     class Made(FakeControlPlane):
-        def _steps(self, peer, id):
+        def _steps(self, peer, id):  # noqa: A002 - the wire's word
             return list(self.state["sandboxes"].get(id, {}).get("journal", {}).values())
 
 

@@ -16,7 +16,16 @@ from attrs import frozen
 
 from km_core.control.substrate import Leftover
 from km_core.errors import ControlUnavailableError, KmError, ProvisionError
-from km_host.pod_client import EXEC_SOCKET, call_pod, end_pod, pod_is_alive, pods_of, spawn_pod
+from km_host.pod_client import (
+    EXEC_SOCKET,
+    LOCK,
+    SOCKET,
+    call_pod,
+    end_pod,
+    pod_is_alive,
+    pods_of,
+    spawn_pod,
+)
 from km_substrate_docker import image
 from km_substrate_docker.engine import connect, default_host, find, remove, role_of, socket_path
 from km_substrate_docker.hostfiles import SANDBOX_USER, Owners
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
 
 _START_S = 90.0
 _STOP_S = 10.0
+CONTAINERS = "containers"
+"""What leftovers of Docker sandboxes are."""
 
 
 @frozen
@@ -105,6 +116,9 @@ class DockerSubstrate:
             reclaim(box)
         for name in ("gate", "handover"):
             shutil.rmtree(box.runtime_dir / name, ignore_errors=True)
+        # The control plane's socket in the same directory is its own to remove.
+        for name in (SOCKET, f".{SOCKET}", EXEC_SOCKET, LOCK):
+            (box.runtime_dir / name).unlink(missing_ok=True)
         (box.state_dir / image.FILE).unlink(missing_ok=True)
 
     def exec(
@@ -171,12 +185,13 @@ class DockerSubstrate:
                 for container in find(client, config.home):
                     found.setdefault(_sandbox_of(container), []).append(role_of(container))
         return [
-            Leftover(sandbox_id, "containers", ", ".join(roles))
-            for sandbox_id, roles in sorted(found.items())
+            Leftover(sandbox_id, CONTAINERS, ", ".join(roles)) for sandbox_id, roles in sorted(found.items())
         ]
 
     def remove_leftover(self, config: Config, leftover: Leftover) -> None:
         """Remove a sandbox's containers, its supervisor first so that it makes no new ones."""
+        if leftover.what != CONTAINERS:
+            return
         for pid in pods_of(config, leftover.sandbox_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

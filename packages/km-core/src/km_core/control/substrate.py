@@ -62,7 +62,7 @@ class Substrate(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of ``exec``, ``tty``, ``stop``, ``pause``, ``limits``."""
+        """Of ``exec``, ``tty``, ``stop``, ``pause``, ``limits``, ``root`` (commands as root inside)."""
 
     def problems(self, plan: SandboxPlan, config: Config) -> Sequence[Problem]:
         """Say what this host cannot do for the plan; empty means it can all be enforced."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Access", "SubstrateContract"]
 
-CAPABILITIES = frozenset({"exec", "tty", "stop", "pause", "limits"})
+CAPABILITIES = frozenset({"exec", "tty", "stop", "pause", "limits", "root"})
 ARGUMENTS = (
     "plain",
     "",
