@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "tutorial" / "plugin.md"
 DISTRIBUTION = "km-notify-tally"
 BLOCK = re.compile(
-    r"^```(?P<kind>[^\n]+)\n(?::caption: (?P<caption>[^\n]+)\n)?(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:`(?P<file>[\w./]+)`:\n\n)?^```(?P<kind>[^\n]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+"""A fenced block; one behind a line that ends with a file's name and a colon is that file's new content."""
 MARK = "km-tutorial-end-of-command"
 
 
@@ -63,7 +64,7 @@ class Shell:
 
 def blocks() -> Iterator[tuple[str, str, str]]:
     for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8")):
-        yield match["kind"], match["caption"] or "", match["text"]
+        yield match["kind"], match["file"] or "", match["text"]
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
@@ -94,14 +95,14 @@ def test_the_tutorial_works_word_for_word(tmp_path: Path, tmp_path_factory: pyte
     tree = work / DISTRIBUTION
     shell = Shell(venv, work)
     try:
-        for kind, caption, text in blocks():
+        for kind, file, text in blocks():
             if kind == "console":
                 for command, shown in commands(text):
                     code, printed = shell.run(command)
                     assert code == 0, f"$ {command}\n{printed}\n{shell.errors()}"
                     assert matches(shown, printed), f"$ {command}\nshown:\n{shown}\nprinted:\n{printed}"
-            elif caption:
-                (tree / caption).write_text(text, encoding="utf-8")
+            elif file:
+                (tree / file).write_text(text, encoding="utf-8")
             elif kind in {"python", "toml"}:
                 files = [path.read_text() for path in tree.rglob("*") if path.suffix in {".py", ".toml"}]
                 assert any(text in content for content in files), f"not in the distribution:\n{text}"
