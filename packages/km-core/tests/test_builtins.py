@@ -275,6 +275,22 @@ def test_with_km_core_alone_a_plan_is_refused_in_one_line_that_says_what_to_inst
     ]
 
 
+def test_with_km_core_alone_a_plan_can_be_reviewed_and_says_what_it_needs(tmp_path):
+    from km_core import __version__
+    from km_core.compile.pipeline import Overrides, plan_from_file
+    from km_core.config import load_config
+    from km_core.testing.pm import manager_with
+
+    sample = Path(__file__).parent / "data_quickstart.yaml"
+    config = load_config({"KM_HOME": str(tmp_path)})
+    compiled = plan_from_file(sample, config, manager_with(), Overrides(), for_review=True)
+
+    assert [p.hint for p in compiled.unmet] == ["install km-substrate-local and km-net-proxy"]
+    assert compiled.plan.requirements == (f"km-core=={__version__}", "km-net-proxy", "km-substrate-local")
+    with pytest.raises(ProfileError, match="sealed has"):
+        plan_from_file("sealed", config, manager_with(), Overrides(substrate="local"), for_review=True)
+
+
 def test_the_schema_for_editors_is_the_generated_one(tmp_path):
     from km_core.profile.schema import profile_schema, schema_text
 

@@ -14,13 +14,14 @@ import threading
 import types
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from km_core import hookimpl
 from km_core.control.steps import LifecycleStep
 from km_core.errors import PluginError
-from km_core.plan import PlanFile
+from km_core.plan import BudgetPlan, PlanFile, SandboxPlan
 from km_core.plugins import PluginInfo, PluginRegistry, new_manager
 from km_core.plugins.discover import hook_arguments, load_entries
 from km_core.plugins.offers import CONTRACTS
@@ -592,3 +593,13 @@ def test_a_mode_that_nothing_installed_enforces_is_refused_by_name(tmp_path, mon
     assert "install km-substrate-local and km-net-proxy" in [
         p.hint for p in problems if p.path == "spec.runtime.substrate"
     ]
+
+
+def test_under_a_ceiling_a_plugin_that_cannot_be_imported_may_be_the_meter_that_is_missing(site):
+    site("mine", "raise RuntimeError('no wheel for this machine')")
+    registry = site.load()
+    plan = SandboxPlan(profile="t", profile_digest="0", prefix="sb", substrate="local")
+    registry.refuse_broken(plan)
+    with pytest.raises(PluginError, match="may meter a host") as caught:
+        registry.refuse_broken(evolve(plan, budget=BudgetPlan(ai_limit_nusd=1)))
+    assert "KM_BLOCK_PLUGINS=mine" in caught.value.hint

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
 from km_core.errors import AuditError, GuardError, UsageError
+from km_core.plugins import PluginRegistry, new_manager
 from km_core.types import Delivery
-from km_embedded.deliver import deliver
+from km_embedded.deliver import deliver, notifier
 from km_embedded.notify import GIVE_UP_S
 
 A, B = "sb-0000000a", "sb-0000000b"
@@ -209,6 +211,29 @@ def test_one_notifiers_exception_does_not_stop_another_and_its_text_is_not_kept(
         "refused": {"ok": False, "detail": "full"},
         "odd": {"ok": False, "detail": ""},
     }
+
+
+def test_a_notifier_that_hangs_holds_up_no_other_and_is_asked_once(monkeypatch):
+    monkeypatch.setenv("KM_PLUGIN_TIMEOUT_S", "0.2")
+    asked, had = [], []
+
+    def hangs(event):
+        asked.append(event)
+        time.sleep(30)
+
+    plugins = PluginRegistry(new_manager())
+    notifiers = {
+        "hangs": notifier(plugins, "hangs", hangs, ("event",)),
+        "works": notifier(plugins, "works", lambda: had.append(1), ()),
+    }
+    event = {"kind": "created", "sandbox_id": A, "at": "2026-01-01T00:00:00Z", "detail": {}}
+    for number in (1, 2, 3):
+        results = deliver({"number": number, "event": event}, notifiers)
+        assert results == {
+            "hangs": {"ok": False, "detail": "HookTimeoutError"},
+            "works": {"ok": True, "detail": ""},
+        }
+    assert (1, 3) == (len(asked), len(had))
 
 
 def test_the_real_delivery_process_answers(make_bench):

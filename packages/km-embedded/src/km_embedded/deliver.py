@@ -14,10 +14,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from km_core.plugins.calls import HookTimeoutError
 from km_core.types import Delivery, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from km_core.errors import PluginError
+    from km_core.plugins import PluginRegistry
 
 
 def main() -> int:
@@ -27,9 +31,10 @@ def main() -> int:
     request = json.load(sys.stdin)
     # What a notifier prints must not get into the answer.
     with contextlib.redirect_stdout(sys.stderr):
+        plugins = load_plugins()
         notifiers = {
-            impl.plugin_name: _caller(impl.function, impl.argnames)
-            for impl in load_plugins().manager.hook.km_notify.get_hookimpls()
+            impl.plugin_name: notifier(plugins, impl.plugin_name, impl.function, impl.argnames)
+            for impl in plugins.manager.hook.km_notify.get_hookimpls()
         }
         results = {str(item["number"]): deliver(item, notifiers) for item in request["events"]}
     sys.stdout.write(json.dumps({"notifiers": sorted(notifiers), "results": results}))
@@ -53,16 +58,33 @@ def deliver(
         try:
             answer = notifiers[name](event)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it is recorded by name
-            results[name] = {"ok": False, "detail": type(error).__name__}
+            # Only the kind: the text may hold what the notifier was configured with.
+            results[name] = {"ok": False, "detail": type(error.__cause__ or error).__name__}
             continue
         ok = answer is None or (isinstance(answer, Delivery) and answer.delivered)
         results[name] = {"ok": ok, "detail": answer.detail[:200] if isinstance(answer, Delivery) else ""}
     return results
 
 
-def _caller(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[[Event], Any]:
-    # A hook implementation takes the subset of parameters that it needs.
-    return (lambda event: function(event=event)) if "event" in names else (lambda _event: function())
+def notifier(
+    plugins: PluginRegistry, name: str, function: Callable[..., Any], arguments: tuple[str, ...]
+) -> Callable[[Event], Any]:
+    """Return a call that is limited in time and checked; one that hung is not made again in this process."""
+    gone: list[PluginError] = []
+
+    def notify(event: Event) -> Any:
+        if gone:
+            raise gone[0]
+        # A hook implementation takes the subset of parameters that it needs.
+        given = {"event": event} if "event" in arguments else {}
+        answer, failure = plugins.ask("km_notify", name, function, given)
+        if failure is not None:
+            if isinstance(failure.__cause__, HookTimeoutError):
+                gone.append(failure)
+            raise failure
+        return answer[0] if answer else None
+
+    return notify
 
 
 if __name__ == "__main__":

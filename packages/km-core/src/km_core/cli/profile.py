@@ -67,15 +67,26 @@ def _valid(problems: Sequence[Problem]) -> bool:
 def compile_command(
     file: str, substrate: str | None, out: Path | None, drop: tuple[str, ...], as_json: bool
 ) -> None:
-    """Turn profile FILE (or a built-in) into its plan; the same input gives the same bytes."""
+    """
+    Turn profile FILE (or a built-in) into its plan; the same input gives the same bytes.
+
+    Where what would run it is not installed, the plan is for review: what plugins add to it, such as the
+    models' placeholders, is not in it.
+    """
+    from attrs import evolve
+
     from km_core.compile.artifacts import write_artifacts
     from km_core.compile.pipeline import Overrides, plan_from_file
     from km_core.config import load_config
     from km_core.plugins import load_plugins
+    from km_core.types import Severity
 
-    compiled = plan_from_file(file, load_config(), load_plugins(), Overrides(substrate=substrate, drop=drop))
-    for problem in compiled.notes:
-        note(str(problem))
+    overrides = Overrides(substrate=substrate, drop=drop)
+    compiled = plan_from_file(file, load_config(), load_plugins(), overrides, for_review=True)
+    for problem in (*compiled.notes, *compiled.unmet):
+        note(str(evolve(problem, severity=Severity.WARNING)))
+    if compiled.unmet:
+        note(f"warning: a plan for review: {compiled.unmet[0].hint} to make the one that would run here")
     text = compiled.plan.to_json()
     if out is not None:
         write_artifacts(out, {"plan.json": text})

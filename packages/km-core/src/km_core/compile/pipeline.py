@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from km_core.plugins import PluginRegistry
     from km_core.types import GroupResolution
 
+_NOT_INSTALLED = "not-installed"
 _NEVER_DROPPED = ("spec.network", "spec.sourceAccess", "spec.budget", "spec.email")
 
 
@@ -94,6 +95,7 @@ def plan_from_file(
     overrides: Overrides,
     *,
     for_reading: bool = False,
+    for_review: bool = False,
 ) -> Compiled:
     """
     Compile a profile.
@@ -105,6 +107,8 @@ def plan_from_file(
         overrides: what the command line changes.
         for_reading: make the plan also when a field is neither enforced nor inert on the substrate, and
             say so in `Compiled.unmet`.  Such a plan is compared and shown, never run.
+        for_review: the same, but only where nothing more is wrong than that a distribution which enforces
+            it is not installed here: it can be reviewed on a machine that runs nothing.
 
     Raises:
         ProfileError: the profile is invalid, or a written field is neither enforced nor inert on the
@@ -128,8 +132,13 @@ def plan_from_file(
         )
         _refuse([evolve(problem, line=0, column=0) for problem in again.problems], str(path))
     problems = _claim_problems(loaded, data, substrate, plugins, overrides)
-    unmet = [problem for problem in problems if problem.severity is Severity.ERROR] if for_reading else []
-    _refuse([] if for_reading else problems, str(path))
+    unmet = [
+        problem
+        for problem in problems
+        if problem.severity is Severity.ERROR
+        and (for_reading or (for_review and problem.code == _NOT_INSTALLED))
+    ]
+    _refuse([problem for problem in problems if problem not in unmet], str(path))
     groups = _groups(data, plugins)
     plan = draft_plan(
         data,
@@ -146,6 +155,9 @@ def plan_from_file(
     if alone:
         plan = evolve(plan, runners=())
     plan = _with_additions(plan, data, plugins)
+    if unmet:
+        absent = _absent(plan.substrate, plan.network.enforcement, plugins)
+        plan = evolve(plan, requirements=(*plan.requirements, *absent))
     answers = _answers(loaded, plan, plugins, overrides)
     plan = evolve(plan, requirements=plan_requirements(plan, plugins, answers, enforced_apart=not alone))
     notes = [p for p in (*loaded.problems, *problems) if p.severity is Severity.WARNING]
@@ -250,21 +262,31 @@ def _claim_problems(
     mode = data["spec"]["network"].get("enforcement") or "proxy"
     enforced = mode in plugins.enforcers() or claims.enforces_itself(substrate, sources, mode=mode)
     if not enforced and not any(p.path == "spec.network.enforcement" for p in problems):
-        provider = "km-net-proxy" if mode == "proxy" else "km-net-ebpf"
+        provider = _enforcer_of(mode)
         message, hint = f"nothing installed enforces the mode {mode}", f"install {provider}"
         missing = _with_cause(
-            Problem("spec.network.enforcement", message, hint=hint, code="claim-missing"), provider, plugins
+            Problem("spec.network.enforcement", message, hint=hint, code=_NOT_INSTALLED), provider, plugins
         )
         if substrate not in plugins.substrates():
             # One line that says all there is to install, not one after the other.
             message = f"nothing installed can run a profile on {substrate}"
             hint = f"install km-substrate-{substrate} and {provider}"
-            absent = Problem("spec.runtime.substrate", message, hint=hint, code="claim-substrate")
+            absent = Problem("spec.runtime.substrate", message, hint=hint, code=_NOT_INSTALLED)
             missing = _with_cause(absent, f"km-substrate-{substrate}", plugins)
         problems.append(loaded.placed(missing))
     return problems + [
         evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
     ]
+
+
+def _enforcer_of(mode: str) -> str:
+    return "km-net-proxy" if mode == "proxy" else "km-net-ebpf"
+
+
+def _absent(substrate: str, mode: str, plugins: PluginRegistry) -> list[str]:
+    """Return the distributions that a plan needs and that are not here to say their versions."""
+    absent = [] if substrate in plugins.substrates() else [f"km-substrate-{substrate}"]
+    return absent if mode in plugins.enforcers() else [*absent, _enforcer_of(mode)]
 
 
 def _answers(

@@ -254,21 +254,26 @@ class PluginRegistry:
         Raise when a plugin that a plan needs is broken here.
 
         Needed are those of the plan's requirements, and under a ceiling every meter: a host whose meter
-        is gone must not pass unmetered.
+        is gone must not pass unmetered.  A plugin that could not even be imported may have been one.
 
         Raises:
             PluginError: names the plugin, its distribution and what happened.
         """
         needed = {canonical(re.split(r"[<>=!~ ]", text, maxsplit=1)[0]) for text in plan.requirements}
         for name, failure in self._disabled.items():
-            metering = self._failed_hooks.get(name) == "km_meters" and plan.budget.ai_limit_nusd is not None
             owners = {canonical(info.distribution) for info in self.infos if info.name == name}
-            if metering or owners & needed:
-                raise self.error(
-                    name,
-                    f"is needed by this profile but failed to load: {failure.what}",
-                    hint=failure.hint or f"km plugins check {name}",
-                ) from failure
+            if owners & needed:
+                what = f"is needed by this profile but failed to load: {failure.what}"
+                raise self.error(name, what, hint=failure.hint or f"km plugins check {name}") from failure
+            if plan.budget.ai_limit_nusd is not None and self._failed_hooks.get(name, "") in {
+                "",
+                "km_meters",
+            }:
+                what = (
+                    f"failed to load and may meter a host that this profile has a ceiling for: {failure.what}"
+                )
+                hint = f"mend it (km plugins check {name}), or leave it out with KM_BLOCK_PLUGINS={name}"
+                raise self.error(name, what, hint=hint) from failure
 
     def error(self, plugin: str, what: str, *, hint: str = "") -> PluginError:
         """Return an error that names a plugin, its distribution and its version."""
