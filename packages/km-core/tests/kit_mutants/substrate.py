@@ -25,7 +25,7 @@ def leak(box, seconds="30", **env):
 
 class Base(SubstrateContract):
     Made = FakeSubstrate
-    gone_s = 0.5
+    gone_s = 5.0
     kill_delays = (0.01, 0.2)
 
     @pytest.fixture
@@ -126,6 +126,8 @@ class TestPauseDoesNothing(Base):
 
 
 class TestDestroyLeavesProcesses(Base):
+    gone_s = 0.5
+
     class Made(FakeSubstrate):
         def prepare(self, box):
             super().prepare(box)
@@ -142,6 +144,8 @@ class TestDestroyIsNotIdempotent(Base):
 
 
 class TestForgetsAKilledCreate(Base):
+    gone_s = 0.5
+
     class Made(FakeSubstrate):
         known = ()
 
@@ -155,6 +159,8 @@ class TestForgetsAKilledCreate(Base):
 
 
 class TestLeaksOnAFailedCreate(Base):
+    gone_s = 0.5
+
     class Made(FakeSubstrate):
         def prepare(self, box):
             if not box.control_socket.exists():
@@ -164,6 +170,8 @@ class TestLeaksOnAFailedCreate(Base):
 
 
 class TestFindsNoOrphans(Base):
+    gone_s = 0.5
+
     class Made(FakeSubstrate):
         def leftovers(self, config):
             return ()

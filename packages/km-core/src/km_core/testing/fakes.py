@@ -243,10 +243,13 @@ class FakeSubstrate:
     def _end(self, box: Box) -> None:
         if box.runtime_dir.is_dir():
             with _locked(box):
-                time.sleep(0.01)
-        for pid, sandbox_id, _ in _marked(box.config):
-            if sandbox_id == box.id:
-                _kill(pid)
+                pass
+        # Twice: what has just executed its program shows its environment a moment later.
+        for _ in range(2):
+            for pid, sandbox_id, _role in _marked(box.config):
+                if sandbox_id == box.id:
+                    _kill(pid)
+            time.sleep(0.02)
 
     def _signal(self, box: Box, number: signal.Signals) -> None:
         for pid, sandbox_id, role in _marked(box.config):
