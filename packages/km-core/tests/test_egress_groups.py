@@ -27,7 +27,7 @@ from km_core.compile.groups import (
 )
 from km_core.compile.groups.debian import source_uris
 from km_core.compile.groups.mirrors import Mirrors, host_entry
-from km_core.compile.pipeline import egress_rules
+from km_core.compile.pipeline import Overrides, egress_rules, plan_from_file
 from km_core.config import load_config
 from km_core.errors import PlanError, PluginError
 from km_core.plugins import PluginInfo, PluginRegistry, new_manager
@@ -439,6 +439,89 @@ def test_a_plugins_answer_that_is_no_host_and_port_is_refused_by_name(hosts):
 def test_a_plugins_exception_is_for_one_address_of_its_own_hosts(private):
     with pytest.raises(PluginError, match="exception"):
         resolve_with_plugins(["@corp-mirror"], registry(corp=answer(private=private)))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "why"),
+    [
+        ("hosts", None, "no tuple"),
+        ("hosts", "mirror.corp.invalid:443", "no tuple"),
+        ("hosts", (b"mirror.corp.invalid:443",), "HOST:PORT"),
+        ("hosts", ("mirror.corp.invalid:443\n",), "HOST:PORT"),
+        ("hosts", ("169.254.169.254:80",), "metadata"),
+        ("hosts", ("[fd00:ec2::254]:80",), "metadata"),
+        ("hosts", ("127.0.0.1:80",), "loopback"),
+        ("hosts", tuple(f"h{i}.invalid:443" for i in range(2000)), "2000 entries"),
+        ("private", "x", "no tuple"),
+        ("private", (("mirror.corp.invalid",),), "pair"),
+        ("private", (("mirror.corp.invalid", "169.254.169.254/32"),), "metadata"),
+        ("private", (("mirror.corp.invalid", "127.0.0.1/32"),), "loopback"),
+        ("source", None, "source"),
+        ("source", "two\nlines", "source"),
+        ("source", "\x1b[31m", "source"),
+        ("env", (("A", 1),), "pair"),
+        ("env", (("A", "x\0"),), "pair"),
+        ("env", (("A", "x\ny"),), "pair"),
+        ("env", (("A B", "x"),), "variable"),
+        ("env", (("KM_HOME", "x"),), "reserved"),
+        ("env", (("A", "1"), ("A", "2")), "two values"),
+    ],
+)
+def test_every_part_of_a_plugins_answer_is_checked_before_it_gets_into_a_plan(part, value, why):
+    parts = {"hosts": ("mirror.corp.invalid:443",), part: value}
+    group = EgressGroup("@corp-mirror", "x", lambda: GroupResolution("@corp-mirror", **parts))
+
+    with pytest.raises(PluginError, match=why) as caught:
+        resolve_with_plugins(["@corp-mirror"], registry(corp=group))
+
+    assert caught.value.distribution == "km-corp"
+
+
+def test_a_password_in_a_plugins_answer_is_not_repeated():
+    for parts in ({"hosts": ("me:hunter2@mirror.invalid:443",)}, {"hosts": (), "env": (("A", "hunter2\n"),)}):
+        group = EgressGroup("@corp-mirror", "x", lambda p=parts: GroupResolution("@corp-mirror", **p))
+
+        with pytest.raises(PluginError) as caught:
+            resolve_with_plugins(["@corp-mirror"], registry(corp=group))
+
+        assert "hunter2" not in str(caught.value.to_dict())
+
+
+def test_the_order_of_a_plugins_answer_does_not_show_in_the_plan():
+    def resolved(*hosts):
+        return resolve_with_plugins(["@corp-mirror"], registry(corp=answer(hosts=hosts)))
+
+    assert resolved("b.invalid:1", "a.invalid:1", "b.invalid:1") == resolved("a.invalid:1", "b.invalid:1")
+
+
+def test_a_group_does_not_replace_a_variable_that_something_else_sets(tmp_path):
+    def group(name, value):
+        found = GroupResolution(name, ("mirror.invalid:443",), env=(("MIRROR", value),))
+        return EgressGroup(name, "x", lambda: found)
+
+    path = tmp_path / "t.yaml"
+    path.write_text(PROFILE % ("[]", '["@one", "@two"]'))
+    config = load_config({"KM_HOME": str(tmp_path)})
+
+    with pytest.raises(PlanError, match="MIRROR") as caught:
+        plan_from_file(
+            path,
+            config,
+            registry(one=group("@one", "1"), two=group("@two", "2")),
+            Overrides(),
+            for_reading=True,
+        )
+
+    assert caught.value.where == "@two"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://mirror.inv\nalid/", "https://mirror.invalid/ x", "https://mirror.invalid:0/", "\thttps://a/"],
+)
+def test_a_url_that_clients_may_read_otherwise_is_refused(url):
+    with pytest.raises(PlanError):
+        npm(registry=url)
 
 
 def test_a_plugins_answer_for_another_group_is_refused():

@@ -186,7 +186,14 @@ def _workload(
         if rule is not None and any(policy.connect(host, 443, "tls").allow for host in meter.hosts):
             env.update(rule.env)
     for group in groups:
-        env.update(group.env)
+        for name, value in group.env:
+            if env.setdefault(name, value) != value:
+                # Among them are the placeholders of credentials and where models are reached.
+                raise PlanError(
+                    f"the group sets the variable {name}, which is already set to something else",
+                    where=group.name,
+                    hint="leave out one of the groups that set it",
+                )
     env.update(section.get("env") or {})
     return WorkloadPlan(
         shell=section["shell"],

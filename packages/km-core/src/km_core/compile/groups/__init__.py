@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from km_core.compile.groups.answers import checked
 from km_core.compile.groups.debian import resolve_debian_packages
-from km_core.compile.groups.mirrors import host_entry
 from km_core.compile.groups.npm import resolve_npm_packages
 from km_core.compile.groups.python import resolve_python_packages
 from km_core.errors import KmError, PlanError
 from km_core.plugins.calls import brief, call
-from km_core.policy import parse_address
 from km_core.types import EgressGroup, GroupResolution
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def resolve_groups(names: Iterable[str], groups: Mapping[str, EgressGroup]) -> t
                 where="spec.network.egress.allowedHosts",
                 hint="offered: " + (", ".join(sorted(groups)) or "none"),
             )
-        result.append(_checked(name, groups[name].resolve()))
+        result.append(checked(name, groups[name].resolve()))
     return tuple(result)
 
 
@@ -95,7 +94,7 @@ def _ask_plugin(plugins: PluginRegistry, plugin: str, group: EgressGroup) -> Gro
     outcome = call(group.resolve, what=group.name, plugin=plugin)
     if outcome.error is None:
         try:
-            return _checked(group.name, outcome.value)
+            return checked(group.name, outcome.value)
         except PlanError as error:
             raise plugins.error(plugin, f"the group {group.name} cannot be used: {error.why}") from error
     if isinstance(outcome.error, KmError):
@@ -103,39 +102,3 @@ def _ask_plugin(plugins: PluginRegistry, plugin: str, group: EgressGroup) -> Gro
     raise plugins.error(
         plugin, f"the group {group.name} cannot be resolved: {brief(outcome.error)}"
     ) from outcome.error
-
-
-def _checked(name: str, resolution: GroupResolution) -> GroupResolution:
-    """
-    Refuse an answer that is no set of hosts.
-
-    The answer may come from a plugin, and each entry opens a door: a pattern, a bare name (every port)
-    or the name of another group is not one.
-    """
-    answer: object = resolution  # a plugin's, whatever its annotations say
-    if not isinstance(answer, GroupResolution) or answer.name != name:
-        raise _refused(name, "its answer is for another group, or is no GroupResolution")
-    for entry in resolution.hosts:
-        host, _, port = str(entry).rpartition(":")
-        try:
-            canonical = host_entry(host, int(port) if port.isascii() and port.isdigit() else 0)
-        except ValueError as error:
-            raise _refused(name, f"{entry!r} is not HOST:PORT: {error}") from None
-        if canonical != entry:
-            raise _refused(name, f"{entry!r} is not in canonical form, which is {canonical!r}")
-    known = {entry.rpartition(":")[0] for entry in resolution.hosts}
-    for host, cidr in resolution.private:
-        base, _, length = cidr.partition("/")
-        address = parse_address(base)
-        if host not in known or address is None or length != str(address.max_prefixlen):
-            raise _refused(name, f"the exception {host} {cidr} is not for one address of one of its hosts")
-    return resolution
-
-
-def _refused(name: str, why: str) -> PlanError:
-    return PlanError(
-        "the egress group cannot be used",
-        where=name,
-        why=why,
-        hint="this is a fault of what offers the group",
-    )

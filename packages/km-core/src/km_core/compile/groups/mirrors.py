@@ -53,7 +53,7 @@ class Mirrors:
                 "a mirror's URL holds credentials or a query, which do not enter a sandbox",
                 hint=f"configure {self.client} with plain URLs",
             )
-        self.add_host(parts.hostname, parts.port or _PORTS[parts.scheme])
+        self.add_host(parts.hostname, _PORTS[parts.scheme] if parts.port is None else parts.port)
         self.urls.append(url)
         return True
 
@@ -84,6 +84,9 @@ class Mirrors:
 
     def _split(self, url: str) -> SplitResult:
         try:
+            if not url.isprintable() or " " in url:
+                # Left out silently below, and the URL is handed to the client inside as it is.
+                raise ValueError("a URL holds no blanks and no control characters")
             parts = urlsplit(url)
             _ = parts.port  # raises for a port that is none
         except ValueError:
