@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from km_core.compile.builtins import BUILTINS
 from km_core.profile import PluginSection, grammar, optional
 from km_core.profile.kinds import Choice, Flag, Listing, Number, Section, Table, Text, fields_of
 from km_core.profile.model import SandboxProfile
@@ -144,3 +147,15 @@ def test_kinds_name_themselves_for_the_page():
     assert Listing(Text()).words() == "list of string"
     assert Table(Text(), Text()).words() == "mapping of strings"
     assert Number(0, 1).words() == "number 0…1"
+
+
+@pytest.mark.parametrize("name", sorted(BUILTINS))
+def test_another_validator_takes_the_built_ins_and_refuses_what_is_misspelt(name):
+    schema = profile_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    judge = jsonschema.Draft202012Validator(schema)
+    data = yaml.safe_load(BUILTINS[name])
+    assert [] == [error.message for error in judge.iter_errors(data)]
+
+    data["spec"]["netwrok"] = data["spec"].pop("network")
+    assert any("netwrok" in error.message for error in judge.iter_errors(data))
