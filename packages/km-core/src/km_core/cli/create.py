@@ -6,7 +6,7 @@ import time
 
 import click
 
-from km_core.cli.output import Progress, emit_json, note, remaining
+from km_core.cli.output import Progress, emit_json, note, printable, remaining
 
 
 @click.command(
@@ -78,7 +78,7 @@ def create(
         )
         compiled = plan_from_file(profile, session.config, session.plugins, overrides)
         for problem in compiled.notes:
-            note(str(problem))
+            note(printable(str(problem)))
         if dry_run:
             if as_json:
                 emit_json(compiled.plan.to_data())

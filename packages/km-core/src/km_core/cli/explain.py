@@ -81,7 +81,7 @@ def git(file: str, operation: str, repo: str, ref: str | None, as_json: bool) ->
     try:
         verdict = explain_git(access, operation, repo, ref)
     except ValueError as error:
-        raise UsageError(str(error), hint="write the repository as owner/name") from error
+        raise UsageError(str(error), hint="write the repository as owner/name, a ref as main or refs/tags/v1") from error
     _show(verdict, as_json)
 
 
@@ -112,7 +112,10 @@ def usage(
     from km_core.policy import canonical_name
     from km_core.types import EndpointKind
 
-    name = canonical_name(host)
+    try:
+        name = canonical_name(host)
+    except ValueError as error:
+        raise UsageError(f"--host {host!r} is no host name", why=str(error)) from error
     meter = next((m for m in load_plugins().meters().values() if name in m.hosts), None)
     if meter is None:
         raise NotFoundError(f"no installed meter owns the host {name}", hint="km plugins list")

@@ -102,9 +102,9 @@ def show_error(error: KmError, *, as_json: bool = False) -> None:
 
 def show_problem(problem: Problem) -> None:
     """Print ``FILE:LINE:COL: error: PATH: MESSAGE`` and the hint on stderr."""
-    note(str(problem))
+    note(printable(str(problem)))
     if problem.hint:
-        note(f"  hint: {problem.hint}")
+        note(printable(f"  hint: {problem.hint}"))
 
 
 def confirm(question: str, *, yes: bool) -> None:

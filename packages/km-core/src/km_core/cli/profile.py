@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from km_core.cli.output import emit_json, note, show_problem
+from km_core.cli.output import emit_json, note, printable, show_problem
 from km_core.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def validate(
                 show_problem(problem)
         if _valid(problems):
             warned = any(p.severity is Severity.WARNING for p in problems)
-            click.echo(f"{file}: valid" + (" (with warnings)" if warned else ""))
+            click.echo(printable(f"{file}: valid" + (" (with warnings)" if warned else "")))
             if show_resolved and loaded is not None:
                 click.echo(resolved_text(loaded), nl=False)
     if as_json:
@@ -84,7 +84,7 @@ def compile_command(
     overrides = Overrides(substrate=substrate, drop=drop)
     compiled = plan_from_file(file, load_config(), load_plugins(), overrides, for_review=True)
     for problem in (*compiled.notes, *compiled.unmet):
-        note(str(evolve(problem, severity=Severity.WARNING)))
+        note(printable(str(evolve(problem, severity=Severity.WARNING))))
     if compiled.unmet:
         note(f"warning: a plan for review: {compiled.unmet[0].hint} to make the one that would run here")
     text = compiled.plan.to_json()

@@ -147,7 +147,7 @@ def show(ctx: click.Context, name: str, resolved: bool, as_json: bool) -> None:
     if errors or loaded is None:
         for problem in errors:
             show_problem(problem)
-        note(f"error: {source.file} is not a valid profile")
+        note(printable(f"error: {source.file} is not a valid profile"))
         if as_json:
             emit_json({"valid": False, "problems": [problem.to_dict() for problem in problems]})
         ctx.exit(1)

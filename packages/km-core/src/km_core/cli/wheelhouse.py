@@ -67,7 +67,7 @@ def build(
     compiled = plan_from_file(profile, load_config(), plugins, Overrides(substrate=substrate, drop=drop))
     plugins.refuse_broken(compiled.plan)
     for problem in compiled.notes:
-        note(str(problem))
+        note(printable(str(problem)))
     order = order_for(compiled.plan, origin)
     guard(out.absolute())
     if dry_run:

@@ -9,6 +9,7 @@ search path can stand in for it.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -135,8 +136,20 @@ def profiles_on(search_paths: Sequence[str | Path]) -> list[ProfileSource]:
             entries = sorted(directory.glob("*.yaml"))
         except OSError:
             continue
-        found += [ProfileSource(path.stem, str(path), path) for path in entries if _is_name(path.stem)]
+        found += [
+            ProfileSource(path.stem, str(path), path)
+            for path in entries
+            if _is_name(path.stem) and not _is_special(path)
+        ]
     return found
+
+
+def _is_special(path: Path) -> bool:
+    """Say whether reading it could wait for ever or ends in a device: what no search may come upon."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False  # it is listed, and cannot be read
 
 
 def summary_of(text: str) -> str:

@@ -81,7 +81,8 @@ def check_file(
     try:
         loaded = _load(path, config, plugins, substrate)
     except KmError as error:
-        return [Problem("$", error.what, hint=error.hint, file=str(path), code=error.code)], None
+        message = f"{error.what}: {error.why}" if error.why else error.what
+        return [Problem("$", message, hint=error.hint, file=str(path), code=error.code)], None
     problems = list(loaded.problems)
     if substrate is not None and loaded.ok:
         problems += _claim_problems(loaded, loaded.data, substrate, plugins)
@@ -120,7 +121,8 @@ def plan_from_file(
     _refuse(loaded.problems, str(path))
     data = _overridden(loaded.data, overrides)
     text = effective_text(data)
-    substrate = overrides.substrate or str(data["spec"]["runtime"]["substrate"])
+    # Not from *data*: a substrate that was dropped is found missing below.
+    substrate = overrides.substrate or str(loaded.data["spec"]["runtime"]["substrate"])
     if data != loaded.data:
         again = load_profile(
             text,
@@ -368,7 +370,7 @@ def _dollars(text: str, option: str) -> float | int:
 
 
 def _drop(data: dict[str, Any], field: str) -> None:
-    if any(field == kept or field.startswith(f"{kept}.") for kept in _NEVER_DROPPED):
+    if any(f"{field}.".startswith(f"{kept}.") or kept.startswith(f"{field}.") for kept in _NEVER_DROPPED):
         raise UsageError(f"--drop {field}: this section is never dropped", hint="change the profile instead")
     *parents, last = field.split(".")
     node: Any = data
