@@ -127,6 +127,18 @@ def test_a_list_that_was_rewritten_has_another_digest(house: Path) -> None:
     assert verify_wheelhouse(house)[0].digest() != manifest.digest()
 
 
+def test_a_list_that_leaves_out_what_one_of_its_wheels_requires_is_told(house: Path) -> None:
+    manifest, _ = verify_wheelhouse(house)
+    other = evolve(manifest, wheels=manifest.wheels[1:])
+    (house / WHEELS[0]).unlink()
+    (house / LOCK).write_text(other.to_lock())
+    (house / MANIFEST).write_text(other.to_json())
+
+    assert [flaw.what for flaw in verify_wheelhouse(house)[1]] == [
+        "km-tiny requires km-tinier, which is not listed"
+    ]
+
+
 def test_a_requirement_without_a_wheel_is_a_problem_of_the_list(house: Path) -> None:
     manifest, _ = verify_wheelhouse(house)
     for requirement in ("km-gone==1.0", "km-tiny==2.0"):
@@ -228,8 +240,9 @@ def test_a_build_that_fails_leaves_nothing_and_keeps_the_older_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["house", "shelf"]
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 def test_an_older_wheelhouse_comes_back_when_the_new_one_cannot_take_its_name(
-    order: Order, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: Order, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     from pathlib import Path as Real
 
@@ -237,11 +250,11 @@ def test_an_older_wheelhouse_comes_back_when_the_new_one_cannot_take_its_name(
 
     def sometimes(self, target):
         if self.name == "out":
-            raise OSError(5, "Input/output error")
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Real, "rename", sometimes)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(type(error)):
         build_wheelhouse(order, house)
 
     assert problems(house) == []
@@ -342,6 +355,21 @@ def test_pips_reason_is_told_without_the_credentials_of_the_index(
 
     assert "No match for km-x" in caught.value.why
     assert "hunter2" not in str(caught.value.to_dict())
+
+
+def test_of_a_traceback_of_pip_what_was_raised_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "pip"
+    script.write_text(
+        "#!/bin/sh\necho 'ERROR: Exception:' >&2\necho 'Traceback (most recent call last):' >&2\n"
+        "echo 'OSError: [Errno 28] No space left on device' >&2\nexit 2\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(fetching, "find_pip", lambda: [str(script)])
+
+    with pytest.raises(WheelhouseError, match="No space left"):
+        fetching.fetch([], ["km-x"], {}, tmp_path)
 
 
 def test_the_digest_names_the_whole_content() -> None:

@@ -101,3 +101,20 @@ def test_listing_profiles_neither_waits_for_a_pipe_nor_takes_a_directory_for_a_p
     assert code == 0
     assert not {"dir", "pipe"} & rows.keys()
     assert rows["dangling"]["valid"] is False
+
+
+def test_the_schema_is_written_whole_beside_what_is_there(capsys, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "other").write_text("x")
+    (tmp_path / "there" / ".s.json.new").symlink_to(tmp_path / "victim")
+
+    assert main(["schema", "--out", "there/s.json"]) == 0
+    assert main(["schema", "--out", "new/s.json"]) == 0
+    assert main(["schema", "--out", "t.yaml/s.json"]) == 1
+
+    assert json.loads((tmp_path / "there" / "s.json").read_text()) == json.loads(
+        (tmp_path / "new" / "s.json").read_text()
+    )
+    assert not (tmp_path / "victim").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "t.yaml", "there"]
+    assert "cannot be written" in capsys.readouterr().err

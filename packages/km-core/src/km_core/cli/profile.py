@@ -102,6 +102,7 @@ def compile_command(
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there.")
 def schema(out: Path | None) -> None:
     """Print the JSON Schema of profiles (draft 2020-12), with the sections that plugins bring."""
+    from km_core.compile.artifacts import write_artifacts
     from km_core.plugins import load_plugins
     from km_core.profile.schema import profile_schema, schema_text
 
@@ -109,9 +110,5 @@ def schema(out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # An editor may be reading it.
-    fresh = out.with_name(f".{out.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(out)
+    write_artifacts(out.parent, {out.name: text})
     click.echo(str(out))

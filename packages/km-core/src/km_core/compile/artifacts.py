@@ -48,7 +48,7 @@ def write_artifacts(directory: Path, files: Mapping[str, str]) -> None:
                 shutil.rmtree(fresh)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise KmError("the plan cannot be written", where=str(directory), why=why) from error
+        raise KmError("the output cannot be written", where=str(directory), why=why) from error
 
 
 def _write(path: Path, text: str) -> None:

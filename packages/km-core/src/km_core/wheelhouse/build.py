@@ -20,7 +20,6 @@ from km_core.wheelhouse.lock import (
     LOCK,
     MANIFEST,
     Manifest,
-    missing_requirements,
     read_manifest,
     verify_wheelhouse,
 )
@@ -213,9 +212,9 @@ def _write(plan: SandboxPlan, wheels: list[Wheel], source: Path, target: Path) -
         finally:
             os.close(descriptor)
     _, flaws = verify_wheelhouse(target)
-    missing = [f"{flaw.file} {flaw.what}" for flaw in flaws] + missing_requirements(target, manifest)
-    if missing:
-        raise WheelhouseError("the wheelhouse would not be complete", where=plan.profile, why=missing[0])
+    if flaws:
+        why = f"{flaws[0].file} {flaws[0].what}"
+        raise WheelhouseError("the wheelhouse would not be complete", where=plan.profile, why=why)
     return manifest
 
 
@@ -225,9 +224,11 @@ def _replace(made: Path, out: Path, old: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         made.rename(out)
         return
-    out.rename(old)
     try:
+        out.rename(old)
         made.rename(out)
-    except OSError:
-        old.rename(out)
+    except BaseException:
+        # Also when it is interrupted between the two.
+        if old.exists() and not out.exists():
+            old.rename(out)
         raise

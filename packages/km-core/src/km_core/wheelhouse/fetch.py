@@ -128,4 +128,6 @@ def same_as_installed(wheel: Wheel, path: Path) -> bool:
 def _why(stderr: str) -> str:
     """Return pip's reason: its first error, or its last line."""
     errors = [line for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    if "ERROR: Exception:" in errors:
+        return last_line(stderr)  # of a traceback: what was raised
     return last_line(errors[0].removeprefix("ERROR: ") if errors else stderr)

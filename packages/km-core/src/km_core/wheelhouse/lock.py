@@ -118,7 +118,10 @@ def verify_wheelhouse(directory: Path) -> tuple[Manifest, tuple[Flaw, ...]]:
         WheelhouseError: there is no readable manifest.
     """
     manifest = read_manifest(directory)
-    return manifest, tuple(_flaws(directory, manifest))
+    flaws = tuple(_flaws(directory, manifest))
+    if not flaws:
+        flaws = tuple(Flaw(MANIFEST, missing) for missing in missing_requirements(directory, manifest))
+    return manifest, flaws
 
 
 def _flaws(directory: Path, manifest: Manifest) -> Iterator[Flaw]:
@@ -165,7 +168,7 @@ def missing_requirements(directory: Path, manifest: Manifest) -> list[str]:
     """
     held = {wheel.name for wheel in manifest.wheels}
     return [
-        f"{wheel.name} requires {required_name(line)}"
+        f"{wheel.name} requires {required_name(line)}, which is not listed"
         for wheel in manifest.wheels
         for line in requirements_of(directory / wheel.file)
         if ";" not in line and required_name(line) not in held
