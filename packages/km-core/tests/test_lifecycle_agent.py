@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -86,8 +88,6 @@ def test_output_passes_as_it_comes(capfd):
     def result(output, code):
         return AgentResult(True, "")
 
-    import threading
-
     def watch():
         end = time.monotonic() + 10
         text = ""
@@ -155,3 +155,95 @@ def test_a_sandbox_that_does_not_run_is_not_entered():
         run_turn(
             made, record(SandboxState.STOPPED), made.plugins.agents()["python"], AgentRequest("x"), out=1
         )
+
+
+def test_what_the_program_left_running_can_write_nowhere_later(capfd):
+    # Descriptors that are opened after the turn get the numbers it used: nothing from inside may reach them.
+    script = (
+        "import os,sys,time\n"
+        "print('done', flush=True)\n"
+        "if os.fork() == 0:\n"
+        "    end = time.monotonic() + 4\n"
+        "    while time.monotonic() < end:\n"
+        "        try: os.write(1, b'late' * 64)\n"
+        "        except BrokenPipeError: os._exit(0)\n"
+        "        time.sleep(0.01)\n"
+        "    os._exit(0)\n"
+        "os._exit(0)\n"
+    )
+    began = time.monotonic()
+    done = turn(argv=lambda request: (sys.executable, "-c", script, request.prompt))
+
+    victims = [os.pipe() for _ in range(8)]
+    try:
+        time.sleep(0.3)
+        for reading, writing in victims:
+            os.close(writing)
+            assert b"" == os.read(reading, 1)
+    finally:
+        for reading, _ in victims:
+            os.close(reading)
+    assert done.result.text.startswith("done\n")
+    assert time.monotonic() - began < 3
+
+
+def test_the_end_of_the_output_is_not_lost_where_it_is_taken_slowly():
+    reading, writing = os.pipe()
+    taken = bytearray()
+
+    def slowly():
+        time.sleep(2.5)
+        while piece := os.read(reading, 4096):
+            taken.extend(piece)
+
+    taker = threading.Thread(target=slowly)
+    taker.start()
+    script = "import sys; sys.stdout.write('x' * 150000 + 'the end')"
+    try:
+        done = turn(out=writing, argv=lambda request: (sys.executable, "-c", script, request.prompt))
+    finally:
+        os.close(writing)
+        taker.join()
+        os.close(reading)
+    assert taken.endswith(b"the end")
+    assert (150007, 150007) == (len(taken), len(done.result.text))
+
+
+def test_the_descriptors_of_a_turn_are_all_closed_again(capfd):
+    turn()
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        turn()
+    assert before == sorted(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("prompt", ["a" * (128 * 1024), "ä" * (64 * 1024)])
+def test_a_prompt_that_no_kernel_passes_on_is_a_usage_error(prompt):
+    with pytest.raises(UsageError, match="bytes, of 131071"):
+        turn(prompt)
+
+
+def test_a_prompt_that_is_no_utf_8_is_a_usage_error_not_another_prompt():
+    with pytest.raises(UsageError, match="valid UTF-8"):
+        turn("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        AgentResult("yes", ""),
+        AgentResult(True, b"bytes"),
+        AgentResult(True, "", None),
+        AgentResult(True, "", "", 0.5),
+        AgentResult(True, "", "", -1),
+    ],
+    ids=["ok", "text", "session", "cost", "negative"],
+)
+def test_an_outcome_with_other_fields_than_promised_is_refused(result, capfd):
+    with pytest.raises(PluginError, match="the outcome of the agent python cannot be read"):
+        turn(result=lambda output, code: result)
+
+
+def test_a_command_with_a_nul_is_refused_before_anything_runs():
+    with pytest.raises(PluginError, match="holds a NUL"):
+        turn(argv=lambda request: ("true", "\0", request.prompt))

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from km_core.cli.output import emit_json, note, table
+from km_core.cli.output import emit_json, note, printable, table
 
 
 @click.group()
@@ -67,7 +67,7 @@ def run(
     from km_core.lifecycle.session import open_session
     from km_core.types import AgentRequest
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     session = open_session()
     try:
         offers = session.plugins.agents()
@@ -98,5 +98,23 @@ def run(
             }
         )
     elif result.session:
-        note(f"session: {result.session}")
+        # It comes from inside.
+        note(f"session: {printable(result.session)}")
     ctx.exit(turn.code or (0 if result.ok else 1))
+
+
+def _standard_input() -> str:
+    """Return what is on standard input; more than a prompt may have is not waited for."""
+    from km_core.errors import UsageError
+    from km_core.lifecycle.agent import MAX_PROMPT_BYTES
+
+    given = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(given) > MAX_PROMPT_BYTES:
+        raise UsageError(
+            f"the prompt has more than {MAX_PROMPT_BYTES} bytes",
+            hint="put the text into a file in the sandbox and name that in the prompt",
+        )
+    try:
+        return given.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("the prompt on standard input is not UTF-8", why=f"at byte {error.start}") from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
 import sys
+import termios
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 8 * 1024 * 1024
 """How much of the end of a turn's output is kept for reading its outcome."""
+MAX_PROMPT_BYTES = 128 * 1024 - 1
+"""Longest prompt; the kernel's limit for one argument (``MAX_ARG_STRLEN`` less the final NUL)."""
 _NOT_FOUND = 127
 
 
@@ -73,8 +78,8 @@ def run_turn(
     output = bytes(tail.data)
     plugin = session.plugins.owners("km_agents").get(agent.name, "")
     outcome = call(lambda: agent.result(output, code), what="agent result", plugin=plugin)
-    if outcome.error is not None or not isinstance(outcome.value, AgentResult):
-        why = brief(outcome.error) if outcome.error is not None else "it is no AgentResult"
+    why = brief(outcome.error) if outcome.error is not None else _complaint(outcome.value)
+    if why:
         raise session.plugins.error(plugin, f"the outcome of the agent {agent.name} cannot be read: {why}")
     if code == _NOT_FOUND:
         sys.stderr.write(f"note: {agent.program} was not found inside; is it on the sandbox's PATH?\n")
@@ -82,8 +87,19 @@ def run_turn(
 
 
 def _argv(session: Session, agent: Agent, request: AgentRequest) -> list[str]:
-    if not request.prompt or any("\0" in text for text in (request.prompt, *request.arguments)):
+    given = (request.prompt, request.session, *request.arguments)
+    if not request.prompt or any("\0" in text for text in given):
         raise UsageError("a prompt and arguments must be text without NUL, and the prompt not empty")
+    try:
+        longest = max(len(text.encode()) for text in given)
+    except UnicodeEncodeError as error:
+        # A substrate could pass it on only changed.
+        raise UsageError("a prompt and arguments must be valid UTF-8") from error
+    if longest > MAX_PROMPT_BYTES:
+        raise UsageError(
+            f"a prompt or argument has {longest} bytes, of {MAX_PROMPT_BYTES}",
+            hint="put the text into a file in the sandbox and name that in the prompt",
+        )
     plugin = session.plugins.owners("km_agents").get(agent.name, "")
     outcome = call(lambda: agent.argv(request), what="agent argv", plugin=plugin)
     argv: Any = outcome.value
@@ -92,11 +108,26 @@ def _argv(session: Session, agent: Agent, request: AgentRequest) -> list[str]:
         problem = brief(outcome.error)
     elif not isinstance(argv, tuple) or not argv or not all(isinstance(text, str) for text in argv):
         problem = "it is no tuple of texts"
+    elif any("\0" in text for text in argv):
+        problem = "an argument holds a NUL"
     elif request.prompt not in argv[1:]:
         problem = "the prompt is not one of its arguments"
     if problem:
         raise session.plugins.error(plugin, f"the command of the agent {agent.name} is unusable: {problem}")
     return list(argv)
+
+
+def _complaint(result: Any) -> str:
+    """Return what is wrong with an outcome, or nothing."""
+    if not isinstance(result, AgentResult):
+        return "it is no AgentResult"
+    ok: Any = result.ok
+    if not isinstance(ok, bool) or not all(isinstance(text, str) for text in (result.text, result.session)):
+        return "its fields are not what AgentResult says"
+    cost: Any = result.cost_nusd
+    if cost is not None and (type(cost) is not int or cost < 0):
+        return "its cost is no number of nano-dollars"
+    return ""
 
 
 class _Tail:
@@ -119,7 +150,12 @@ class _Tail:
 
 @contextlib.contextmanager
 def _tee(out: int) -> Iterator[_Tail]:
-    """Give what runs in the block no input, and a copy of its output to *out* and to the tail."""
+    """
+    Give what runs in the block no input, and a copy of its output to *out* and to the tail.
+
+    At the end of the block what is in the pipe is still passed on, however slowly *out* takes it.  What
+    the program left running inside may hold the pipe for ever: it gets an error when it writes later.
+    """
     sys.stdout.flush()
     tail = _Tail()
     with contextlib.ExitStack() as stack:
@@ -129,10 +165,13 @@ def _tee(out: int) -> Iterator[_Tail]:
             return descriptor
 
         kept_in, kept_out = opened(os.dup(0)), opened(os.dup(1))
-        copy = opened(os.dup(kept_out if out == 1 else out))
         nothing = opened(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        ended = opened(os.eventfd(0, os.EFD_CLOEXEC))
+        # The reader's own: it may outlive this block when a signal cuts the wait below, and must then
+        # never meet a number that belongs to somebody else by now.
+        copy = os.dup(kept_out if out == 1 else out)
         reading, writing = os.pipe()
-        reader = threading.Thread(target=_copy, args=(reading, copy, tail.add), daemon=True)
+        reader = threading.Thread(target=_copy, args=(reading, copy, os.dup(ended), tail.add), daemon=True)
         os.dup2(nothing, 0)
         os.dup2(writing, 1)
         os.close(writing)
@@ -140,19 +179,35 @@ def _tee(out: int) -> Iterator[_Tail]:
         try:
             yield tail
         finally:
-            # Ours was the last writing end unless something inside still holds one; then it is not waited for.
             os.dup2(kept_in, 0)
             os.dup2(kept_out, 1)
-            reader.join(2.0)
+            os.eventfd_write(ended, 1)
+            reader.join()
     tail.trim()
 
 
-def _copy(reading: int, copy: int, add: Callable[[bytes], None]) -> None:
-    with contextlib.suppress(OSError):
-        while piece := os.read(reading, 65536):
+def _copy(reading: int, copy: int, ended: int, add: Callable[[bytes], None]) -> None:
+    """Pass on what comes from *reading* until its end, or what it holds once *ended* can be read."""
+    waiting = select.poll()
+    waiting.register(reading, select.POLLIN)
+    waiting.register(ended, select.POLLIN)
+    left: int | None = None
+    try:
+        while left is None or left > 0:
+            if left is None and any(number == ended for number, _ in waiting.poll()):
+                left = int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder)
+                continue
+            piece = os.read(reading, 65536 if left is None else min(left, 65536))
+            if not piece:
+                break
+            left = left if left is None else left - len(piece)
             add(piece)
             rest = memoryview(piece)
             while rest:
                 rest = rest[os.write(copy, rest) :]
-    # Whoever still writes gets an error, not a full pipe to wait at.
-    os.close(reading)
+    except OSError:
+        # Nobody takes the output any more.
+        return
+    finally:
+        for descriptor in (reading, copy, ended):
+            os.close(descriptor)
