@@ -72,6 +72,7 @@ HTTP = "(ports 443, 80)"
         (["x.org"], ["x.org:8443"], ["newly allows x.org (port 8443)"]),
         (["x.org:443"], ["x.org"], ["newly allows x.org (port 80)"]),
         (["*"], ["dns.google"], [f"newly allows dns.google {HTTP}"]),
+        (["*"], ["*", "dns.google:8443"], ["newly allows dns.google (ports 8443, 443, 80)"]),
         (["X.org."], ["x.ORG"], []),
         ([], ["localhost"], []),
         (["10.0.0.0/8"], ["10.1.0.0/16"], []),
@@ -103,6 +104,14 @@ def test_dropping_https_only_is_one_line_and_not_one_per_host():
     assert "plain HTTP is no longer refused" in text
     assert [] == loosened(plan("a.org"), plan("a.org", **closed))
     assert ["newly allows b.org (port 443)"] == loosened(plan("a.org"), plan("a.org", "b.org", **closed))
+
+
+def test_a_resolver_that_https_only_kept_unnamed_is_told_with_the_ports_it_opens():
+    entries = ("*", "dns.google:80")
+    found = loosened(plan(*entries, network={"https_only": True}), plan(*entries))
+
+    assert any(text.startswith("plain HTTP is no longer refused") for text in found)
+    assert "newly allows dns.google (port 443)" in found
 
 
 def test_dropping_the_ceiling_names_the_model_hosts_that_open():

@@ -152,6 +152,13 @@ def test_a_rule_bound_to_a_name_opens_no_literal_address():
     assert not p.resolved("other.test", ip_address("10.0.0.5")).allow
 
 
+def test_https_only_closes_an_exception_for_port_80_and_does_not_widen_it():
+    rule = AddressRule("10.0.0.5/32", (80,), host="mirror.test", source="group")
+    p = policy("mirror.test", addresses=[rule], https_only=True)
+    for port in (None, 80, 443, 22):
+        assert not p.resolved("mirror.test", ip_address("10.0.0.5"), port).allow
+
+
 @pytest.mark.parametrize(
     "text", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "fd12::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::",
              "100.64.1.1", "198.18.0.1", "::10.0.0.1"]

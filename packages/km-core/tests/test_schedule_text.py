@@ -61,6 +61,8 @@ zones = st.one_of(
 @example("in 9999 months", "UTC")
 @example("in 95000 months", "Pacific/Apia")
 @example("9999-12-31T23:59", "America/New_York")
+@example("at(9999-12-31T23:59:59)", "Europe/Berlin")
+@example("at(0001-01-01T00:00:00)", "America/New_York")
 @example("0001-01-01T00:00", "Asia/Tokyo")
 @example("0001-01-01T00:00+23:59", "UTC")
 @example("in 2912000 days", "Pacific/Kiritimati")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from km_core.policy import NetworkPolicy, forbidden_range
+from km_core.policy import NetworkPolicy, forbidden_range, is_public_resolver
 from km_core.policy.addresses import names_range
 from km_core.policy.network import WEB_PORTS
 from km_core.policy.repos import ref_allowed, repo_allowed
@@ -30,20 +30,17 @@ def new_hosts(known: SandboxPlan, looked_at: SandboxPlan, metered_hosts: Sequenc
     allows = _policy(looked_at, metered_hosts)
     allowed = _policy(known, metered_hosts)
     # Without the two switches that have lines of their own, so that they do not repeat for every host.
-    by_rules = _policy(
-        evolve(
-            known,
-            network=evolve(known.network, https_only=False),
-            budget=evolve(known.budget, ai_limit_nusd=None),
-        ),
-        metered_hosts,
-    )
+    uncapped = evolve(known, budget=evolve(known.budget, ai_limit_nusd=None))
+    elsewhere = _policy(uncapped, metered_hosts)
+    plain = _policy(evolve(uncapped, network=evolve(known.network, https_only=False)), metered_hosts)
     seen = set()
     for rule in looked_at.network.hosts:
         opened: dict[tuple[str, ...], list[int]] = {}
         uncounted = False
-        for port in rule.ports or WEB_PORTS:
+        for port in _asked(rule, rules):
             new = []
+            # httpsOnly closes port 80; that it also keeps a rule from naming a resolver is no part of its line.
+            by_rules = plain if port == 80 else elsewhere
             for what, name in _witnesses(rule, word):
                 if not allows.connect(name, port).allow or allowed.connect(name, port).allow:
                     continue
@@ -61,6 +58,14 @@ def new_hosts(known: SandboxPlan, looked_at: SandboxPlan, metered_hosts: Sequenc
         if uncounted and (rule.pattern, "uncounted") not in seen:
             seen.add((rule.pattern, "uncounted"))
             yield rule.source, f"{rule.pattern}: a model host that nothing meters, since no ceiling is set"
+
+
+def _asked(rule: HostRule, rules: Sequence[HostRule]) -> list[int]:
+    """Return the ports to ask about: a resolver's exact rule also lets broader rules open theirs to it."""
+    ports = list(rule.ports or WEB_PORTS)
+    if rule.kind == "exact" and is_public_resolver(rule.pattern):
+        ports += [port for other in rules for port in other.ports or WEB_PORTS]
+    return list(dict.fromkeys(ports))
 
 
 def _policy(plan: SandboxPlan, metered_hosts: Sequence[str]) -> NetworkPolicy:

@@ -51,6 +51,8 @@ class _AddressEntry:
     network: Network
     ports: frozenset[int]
     source: str
+    any_port: bool = False
+    """Of an exception that names no ports; one whose ports are all closed opens nothing."""
 
 
 class NetworkPolicy:
@@ -148,8 +150,9 @@ class NetworkPolicy:
     ) -> None:
         network = ip_network(cidr, strict=True)
         if host:
-            allowed = frozenset[int]() if any_port or not ports else frozenset(self._ports(ports))
-            entry = _AddressEntry(network, allowed, source)
+            every = any_port or not ports
+            allowed = frozenset[int]() if every else frozenset(self._ports(ports))
+            entry = _AddressEntry(network, allowed, source, every)
             self._exceptions.setdefault(canonical_name(host), []).append(entry)
             return
         entry = _AddressEntry(network, frozenset(self._ports(ports)), source)
@@ -340,7 +343,7 @@ class NetworkPolicy:
             return self._verdict(True, "builtin:public-address", "dns", "a public address")
         for rule in self._exceptions.get(name, ()):
             if ip in rule.network and names_range(rule.network, entry) and _carries_nothing_else(ip, rule):
-                if port is not None and rule.ports and port not in rule.ports:
+                if not rule.any_port and (not rule.ports or (port is not None and port not in rule.ports)):
                     continue
                 return self._verdict(
                     True, rule.source, "dns", "allowed by the operator for exactly this range"

@@ -73,7 +73,7 @@ def moment_text(moment: datetime, zone: Zone) -> str:
     wall = zone.wall(moment)
     clock = wall.strftime("%H:%M:%S" if wall.second else "%H:%M")
     day = f"{DAY_NAMES[wall.isoweekday() % 7]} {wall.day} {MONTH_NAMES[wall.month - 1]} {wall.year}"
-    return f"{day} at {clock} ({zone.name})"
+    return f"{day} at {clock} ({zone.name if wall.tzinfo is zone.info else 'UTC'})"
 
 
 def _past(due: datetime, zone: Zone) -> NoReturn:

@@ -40,8 +40,11 @@ class Zone:
     info: tzinfo
 
     def wall(self, moment: datetime) -> datetime:
-        """Return the wall time of an aware *moment*, aware in this zone."""
-        return moment.astimezone(self.info)
+        """Return the wall time of an aware *moment*, aware in this zone; in UTC at the calendar's very ends."""
+        try:
+            return moment.astimezone(self.info)
+        except OverflowError:
+            return moment.astimezone(UTC)
 
     def instant(self, wall: datetime) -> datetime | None:
         """
