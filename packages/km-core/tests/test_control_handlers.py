@@ -14,6 +14,7 @@ from km_core.handlers.lifetime import (
     deadline,
     due_warning,
     expiry,
+    policy_at_end,
     rearmed,
     suspended,
 )
@@ -86,6 +87,14 @@ def test_a_retained_sandbox_loses_its_ttl_once_and_is_only_told_of_the_rest():
     assert expiry(record(expires_at=NOW - 1, teardown="retain"), NOW, observed_since=0).act
     idle = record(idle_timeout_s=10, teardown="retain")
     assert not expiry(idle, NOW, observed_since=0).act
+
+
+def test_what_was_to_stay_is_stopped_and_not_destroyed_when_it_is_idle():
+    for_ever = record(idle_timeout_s=10, teardown="destroy")
+    assert policy_at_end(for_ever, "idle") == "stop"
+    assert policy_at_end(for_ever, "max_lifetime") == "destroy"
+    assert policy_at_end(evolve(for_ever, expires_at=NOW + 60), "idle") == "destroy"
+    assert policy_at_end(evolve(for_ever, teardown="retain"), "idle") == "retain"
 
 
 def test_silence_counts_as_idleness_only_after_somebody_listened():

@@ -341,6 +341,29 @@ def test_an_expiry_looks_again_whether_the_sandbox_is_idle(session):
     assert session.record(record.id).state is SandboxState.RUNNING
 
 
+@pytest.mark.parametrize(("ttl", "left"), [(None, "stopped"), (3600, "")])
+def test_one_without_a_ttl_is_stopped_with_its_files_when_it_is_idle(session, ttl, left):
+    record = make(session, evolve(PLAN, lifecycle=LifecyclePlan(ttl_s=ttl, idle_timeout_s=1)))
+    time.sleep(1.1)
+
+    done = expire_sandbox(session, record, "idle")
+
+    assert done == (left or "destroyed")
+    if left:
+        assert session.record(record.id).state is SandboxState.STOPPED
+        resume_sandbox(session, record)
+        assert session.record(record.id).state is SandboxState.RUNNING
+
+
+def test_one_that_was_paused_in_time_is_not_idle(session):
+    record = make(session, evolve(PLAN, lifecycle=LifecyclePlan(ttl_s=3600, idle_timeout_s=1)))
+    pause_sandbox(session, record)
+    time.sleep(1.1)
+
+    assert expire_sandbox(session, record, "idle").startswith("nothing to do")
+    assert session.record(record.id).state is SandboxState.PAUSED
+
+
 def test_an_unfinished_create_is_not_taken_from_a_live_creator(session):
     record = make(session)
 

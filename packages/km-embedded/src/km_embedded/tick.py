@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import KmError
-from km_core.handlers.lifetime import due_warning, expiry
+from km_core.handlers.lifetime import due_warning, expiry, policy_at_end
 from km_core.lifecycle.create import creator_lives
 from km_core.types import SandboxState, deadline
 from km_embedded.liveness import boot_id, pod_alive
@@ -62,7 +62,7 @@ def _one(service: Service, record: SandboxRecord, now: float) -> None:
             _notice(service, record, "retained", f"{due.cause}:{deadline(record):.0f}", {"cause": due.cause})
         elif service.tasks.start(record.id, "expire", "--cause", due.cause):
             with service.act(record.id):
-                event = {"cause": due.cause, "policy": record.teardown}
+                event = {"cause": due.cause, "policy": policy_at_end(record, due.cause)}
                 service.evidence.emit(record.id, "expired", event)
         if due.act:
             return

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from km_core.errors import GuardError, KmError, NotFoundError, ProvisionError
+from km_core.handlers.lifetime import policy_at_end
 from km_core.lifecycle.create import boot_id, creator_lives, never_ran, remove_audit
 from km_core.lifecycle.files import remove_tree
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
@@ -130,10 +131,11 @@ def expire_sandbox(session: Session, record: SandboxRecord, cause: str) -> str:
             return "destroyed"
         if not _due(record, cause, time.time()):
             return "nothing to do: it has been given more time"
-        if record.teardown == "retain":
+        policy = policy_at_end(record, cause)
+        if policy == "retain":
             session.update(record.id, expires_at=0.0, reason=f"{cause}: retained by teardownPolicy")
             return "retained"
-        if record.teardown == "stop":
+        if policy == "stop":
             _stop(session, record, cause)
             return "stopped"
         _destroy(session, record)
@@ -146,7 +148,9 @@ def _due(record: SandboxRecord, cause: str, now: float) -> bool:
     if cause == "max_lifetime":
         return 0 < record.max_expires_at <= now
     last = max(record.last_activity_at, record.created_at)
-    return record.idle_timeout_s > 0 and now - last >= record.idle_timeout_s
+    # A sandbox that was paused or stopped meanwhile is not idle.
+    running = record.state is SandboxState.RUNNING
+    return running and record.idle_timeout_s > 0 and now - last >= record.idle_timeout_s
 
 
 def _settled(record: SandboxRecord) -> None:

@@ -94,7 +94,11 @@ class Lifecycle:
     ttl: str = required(
         "ttl", Text(TTL_PATTERN, rule=grammar.ttl, example="4h"), 'Time to live; `"0"` never expires.'
     )
-    idle_timeout: str = required("idleTimeout", _DURATION, "Idle time after which the teardown policy acts.")
+    idle_timeout: str = required(
+        "idleTimeout",
+        _DURATION,
+        'Idle time after which the teardown policy acts; with ttl `"0"` it stops instead of destroying.',
+    )
     teardown_policy: str = required(
         "teardownPolicy",
         Choice(("destroy", "stop", "retain")),
