@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import types
 
 import pytest
@@ -161,6 +162,17 @@ def test_a_step_that_fails_rolls_everything_back_and_names_its_plugin(bench, cap
     assert "archive one" == caught.value.hint
     assert ([], []) == (bench.left(), session.records())
     assert "" == capsys.readouterr().out
+
+
+def test_what_a_program_that_a_step_starts_prints_stays_out_of_the_commands_answer(bench, capfd):
+    def shout(context):
+        subprocess.run(["/bin/sh", "-c", "echo from a program"], check=True)
+
+    session = bench.session(x=[bench.step("one", do=shout, undo=shout)])
+    destroy_sandbox(session, create(session))
+
+    told = capfd.readouterr()
+    assert ("", 2) == (told.out, told.err.count("from a program"))
 
 
 def test_a_step_that_fails_while_the_workload_runs_ends_the_workload_before_anything_is_undone(bench):

@@ -265,3 +265,85 @@ def test_what_a_service_returns_is_encoded_in_its_own_thread():
     with pytest.raises(ValueError):
         _encoded(InsideResponse({"a": float("nan")}))
     assert InsideServices({}, None, sandbox_id="x").find("/a") is None
+
+
+def test_an_answer_that_is_far_too_large_is_given_up_on_before_it_is_whole():
+    made = []
+
+    class Endless(dict):
+        def items(self):
+            for number in range(10**9):
+                made.append(number)
+                yield str(number), "x" * 1024
+
+    with pytest.raises(ValueError, match="too large"):
+        _encoded(InsideResponse({"x": Endless(a=1)}))
+    assert len(made) <= MAX_BODY // 1024
+
+
+def test_where_no_thread_can_be_started_the_request_is_503_and_no_place_is_lost(services, monkeypatch):
+    def full(self):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario(rig):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", full)
+            for _ in range(MAX_RUNNING + 1):
+                status, _, data, _, writer = await ask(rig, get("/fine"))
+                assert (503, "the service cannot answer") == (status, data["message"])
+                writer.close()
+        status, *_, writer = await ask(rig, get("/fine"))
+        assert 200 == status
+        writer.close()
+
+    serving(services(fine=lambda request, relay: InsideResponse({})), scenario)
+
+
+def test_requests_in_one_go_are_answered_in_order_and_each_in_its_own_body(services):
+    def w_echo(request, relay):
+        return InsideResponse({"body": request.body.decode(), "path": request.path})
+
+    async def scenario(rig):
+        # What follows a body is the next request, never a part of this one.
+        inner = get("/echo/smuggled")
+        first = get("/echo/1", "POST", f"Content-Length: {len(inner)}\r\n") + inner
+        chunk = f"{len(inner):x}\r\n{inner}\r\n0\r\n\r\n"
+        second = get("/echo/2", "POST", "Transfer-Encoding: chunked\r\n") + chunk
+        seen = []
+        status, _, data, reader, writer = await ask(rig, first + second + get("/echo/3"))
+        seen.append((status, data["path"], data["body"]))
+        for _ in range(2):
+            status, _, data, _, _ = await ask(rig, "", reader=reader, writer=writer)
+            seen.append((status, data["path"], data["body"]))
+        assert [(200, "/1", inner), (200, "/2", inner), (200, "/3", "")] == seen
+        writer.close()
+        for extra in (
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "Content-Length: -1\r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+        ):
+            status, _, _, _, writer = await ask(rig, get("/echo", "POST", extra) + "abc")
+            assert status in {400, 413, 501}, extra
+            writer.close()
+
+    serving(services(w_echo=w_echo), scenario)
+
+
+def test_a_slow_body_holds_up_nobody_else_and_is_given_up_when_its_sender_goes(services):
+    async def scenario(rig):
+        held = []
+        for _ in range(40):
+            _, writer = await asyncio.open_connection("127.0.0.1", rig.front("198.18.0.1", 80))
+            writer.write((get("/take", "POST", "Content-Length: 1000\r\n") + "a").encode())
+            held.append(writer)
+        status, *_, own = await ask(rig, get("/budget"))
+        assert 200 == status
+        status, *_, other = await ask(rig, get("/take", "POST", "Content-Length: 1\r\n") + "a")
+        assert 200 == status
+        for writer in (own, other, *held):
+            writer.close()
+        await until(lambda: rig.gate.context.room._left == 256 * 1024 * 1024)
+
+    serving(services(w_take=lambda request, relay: InsideResponse({})), scenario)

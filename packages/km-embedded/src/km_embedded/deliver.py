@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,18 @@ def main() -> int:
     from km_core.plugins import load_plugins
 
     request = json.load(sys.stdin)
-    # What a notifier prints must not get into the answer.
-    with contextlib.redirect_stdout(sys.stderr):
+    # What a notifier prints must not get into the answer, nor what one prints that was given up on, or a
+    # program that it has started: from here on nobody else has the descriptor.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with answer, contextlib.redirect_stdout(sys.stderr):
         plugins = load_plugins()
         notifiers = {
             impl.plugin_name: notifier(plugins, impl.plugin_name, impl.function, impl.argnames)
             for impl in plugins.manager.hook.km_notify.get_hookimpls()
         }
         results = {str(item["number"]): deliver(item, notifiers) for item in request["events"]}
-    sys.stdout.write(json.dumps({"notifiers": sorted(notifiers), "results": results}))
+        answer.write(json.dumps({"notifiers": sorted(notifiers), "results": results}))
     return 0
 
 

@@ -163,8 +163,9 @@ class InsideServices:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(done, answer, failure)
 
-        self._running += 1
         threading.Thread(target=run, name=f"inside {service.name}", daemon=True).start()
+        # After it: what could not be started holds no place, and *done* comes through this loop.
+        self._running += 1
         return future
 
     def _target(self, service: InsideService) -> Callable[..., Any]:
@@ -216,10 +217,13 @@ def _encoded(answer: Any) -> Answer:
     status: Any = answer.status
     if type(status) is not int or not 200 <= status <= 599 or status in _BODILESS:
         raise ValueError("a service's status is that of an answer with a body")
-    body = json.dumps(dict(answer.data), indent=2, allow_nan=False).encode() + b"\n"
-    if len(body) > MAX_BODY:
-        raise ValueError("a service's answer is too large")
-    return Answer(status, body)
+    body = bytearray()
+    # Piece by piece: one that is far too large never stands in memory whole.
+    for piece in json.JSONEncoder(indent=2, allow_nan=False).iterencode(dict(answer.data)):
+        body += piece.encode()
+        if len(body) >= MAX_BODY:
+            raise ValueError("a service's answer is too large")
+    return Answer(status, bytes(body) + b"\n")
 
 
 def _unavailable(service: InsideService, message: str) -> Answer:

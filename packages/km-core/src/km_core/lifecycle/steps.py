@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from km_core.control.steps import StepContext
 from km_core.errors import KmError, PluginError
 from km_core.lifecycle.journal import Step
-from km_core.plugins.calls import brief
+from km_core.plugins.calls import brief, output_aside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from km_core.control.steps import LifecycleStep
     from km_core.lifecycle.session import Session
@@ -106,7 +106,7 @@ def _journalled(
 ) -> Step:
     def do() -> None:
         try:
-            with _apart():
+            with output_aside():
                 step.do(context)
         except (Exception, SystemExit) as error:
             failure = _failure(session, name, "failed", error)
@@ -123,7 +123,7 @@ def _journalled(
 
 def _undo(session: Session, context: StepContext, name: str, step: LifecycleStep) -> None:
     try:
-        with _apart():
+        with output_aside():
             step.undo(context)
     except (Exception, SystemExit) as error:
         raise _failure(session, name, "could not be undone", error) from error
@@ -134,10 +134,3 @@ def _failure(session: Session, name: str, what: str, error: BaseException) -> Pl
     return session.plugins.error(
         name.rpartition(".")[0], f"the step {name} {what}: {brief(error)}", hint=hint
     )
-
-
-@contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """Keep what a step prints out of standard output, which belongs to the command's own answer."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield

@@ -196,6 +196,15 @@ class _Standby:
 _STANDBY = _Standby()
 
 
+def output_aside() -> contextlib.AbstractContextManager[object]:
+    """
+    Keep standard output, stream and descriptor, from what runs in the block: it goes to standard error.
+
+    For code of plugins that runs without a time limit, such as a lifecycle step.
+    """
+    return _STANDBY.aside()
+
+
 def divert_to(descriptor: int) -> None:
     """Send what plugins write to descriptor 1 to *descriptor* instead of standard error, for the inspection."""
     _STANDBY.instead = descriptor
