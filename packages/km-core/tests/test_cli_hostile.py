@@ -118,3 +118,22 @@ def test_the_schema_is_written_whole_beside_what_is_there(capsys, tmp_path):
     assert not (tmp_path / "victim").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "t.yaml", "there"]
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "access", ["{mode: none}", "{mode: allowlist}", "{mode: allowlist, github: {allowedRepos: []}}"]
+)
+@pytest.mark.parametrize(
+    ("suffix", "verdict"),
+    [(".github.com", "allow"), ("github.com", "allow"), ("api.github.com", "deny"), (".example.org", "deny")],
+)
+def test_explain_git_tells_when_github_is_open_as_a_plain_host(capsys, tmp_path, access, suffix, verdict):
+    text = PROFILE.replace("{mode: none}", access).replace("allowedHosts: []", f"allowedHosts: [{suffix}]")
+    (tmp_path / "t.yaml").write_text(text)
+
+    assert main(["explain", "git", "t.yaml", "push", "a/b", "--ref", "main", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+
+    assert main(["explain", "egress", "t.yaml", "https://github.com/a/b", "--json"]) == 0
+    assert answer["verdict"] == verdict == json.loads(capsys.readouterr().out)["verdict"]
+    assert (verdict == "deny") == ("plain host" not in answer["reason"])

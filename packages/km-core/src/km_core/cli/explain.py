@@ -72,16 +72,21 @@ def egress(file: str, target: str, method: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def git(file: str, operation: str, repo: str, ref: str | None, as_json: bool) -> None:
     """Say whether a repository may be fetched, or a ref pushed, by profile FILE (or a built-in)."""
-    from km_core.compile.explain import explain_git
-    from km_core.compile.pipeline import data_from_file
+    from km_core.compile.explain import as_plain_host, explain_git, filters_git
+    from km_core.compile.pipeline import data_from_file, egress_rules
     from km_core.config import load_config
     from km_core.plugins import load_plugins
 
-    access = data_from_file(file, load_config(), load_plugins())["spec"].get("sourceAccess") or {}
+    config, plugins = load_config(), load_plugins()
+    access = data_from_file(file, config, plugins)["spec"].get("sourceAccess") or {}
     try:
         verdict = explain_git(access, operation, repo, ref)
     except ValueError as error:
-        raise UsageError(str(error), hint="write the repository as owner/name, a ref as main or refs/tags/v1") from error
+        raise UsageError(
+            str(error), hint="write the repository as owner/name, a ref as main or refs/tags/v1"
+        ) from error
+    if not filters_git(access):
+        verdict = as_plain_host(verdict, egress_rules(file, config, plugins).policy)
     _show(verdict, as_json)
 
 

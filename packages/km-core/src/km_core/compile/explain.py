@@ -149,3 +149,22 @@ def explain_git(access: Mapping[str, Any], operation: str, repo: str, ref: str |
     if not refs:
         return Verdict(False, "default-deny", "git", "allowedRefs is empty, so no ref may be pushed")
     return evolve(verdict, reason=f"{verdict.reason}; refs that may be pushed: {', '.join(refs)}")
+
+
+def filters_git(access: Mapping[str, Any]) -> bool:
+    """Say whether `spec.sourceAccess` names repositories, so that GitHub is judged by them."""
+    return access.get("mode") != "none" and bool((access.get("github") or {}).get("allowedRepos"))
+
+
+def as_plain_host(verdict: Verdict, policy: NetworkPolicy) -> Verdict:
+    """
+    Correct the verdict on a repository of a profile that names none: what the network lets through is reached.
+
+    Without repositories nothing looks into what goes to GitHub (spec/network.md section 5); a profile that
+    lists it among its hosts opens it as a whole.
+    """
+    reached = policy.connect("github.com", 443, "tls")
+    if verdict.allow or not reached.allow:
+        return verdict
+    reason = "github.com is allowed as a plain host, and no repository rule applies there"
+    return evolve(reached, reason=reason)
