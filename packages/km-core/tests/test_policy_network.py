@@ -277,3 +277,15 @@ def test_ten_thousand_rules_cost_what_ten_do():
         return best
 
     assert cost(10_000) < 2 * cost(10)
+
+
+def test_a_wide_range_opens_no_private_address_to_a_name():
+    policy = NetworkPolicy.from_plan(
+        NetworkPlan(
+            hosts=(compile_pattern("a.example.org", dns_list=False),),
+            addresses=(AddressRule("0.0.0.0/0"), AddressRule("::/0")),
+        )
+    )
+
+    for text in ("10.0.0.1", "192.168.1.1", "127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fd00::1"):
+        assert not policy.resolved("a.example.org", ip_address(text), 443).allow, text

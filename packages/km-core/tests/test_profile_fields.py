@@ -350,7 +350,6 @@ REFUSED = [
             ".": "host name",
             "": "empty",
             "http://api.example.org": "URL",
-            "api.example.org:443": "port",
             "api.example.org/path": "path",
             "a.example.org,b.example.org": "comma",
             "a b": "comma or blank",
@@ -366,11 +365,35 @@ REFUSED = [
             "0x7f.1": "disguise",
             "0177.0.0.1": "disguise",
             "::1": "IPv6",
-            "[::1]:443": "port",
             "1.2.3.4.5": "host name",
             "user@a.org": "host name",
             "a%2e.org": "host name",
         }.items()
+    ),
+    *(
+        (
+            {f"spec.network.egress.{field}": [entry]},
+            f"spec.network.egress.{field}[0]",
+            "",
+            message,
+        )
+        for field, entry, message in (
+            ("allowedDNSSuffixes", "api.example.org:443", "port"),
+            ("allowedDNSSuffixes", "[::1]:443", "port"),
+            ("allowedDNSSuffixes", "*:443", "port"),
+            ("allowedHosts", "[::1]:443", "loopback"),
+            ("allowedHosts", "127.0.0.1:443", "loopback"),
+            ("allowedHosts", "0x7f.1:443", "disguise"),
+            ("allowedHosts", "443:80", "disguise"),
+            ("allowedHosts", "[a.example.org]:443", "brackets"),
+            ("allowedHosts", "a.example.org:0", "port"),
+            ("allowedHosts", "a.example.org:65536", "port"),
+            ("allowedHosts", "a.example.org:0443", "port"),
+            ("allowedHosts", "a.example.org:https", "port"),
+            ("allowedHosts", "a.example.org:", "port"),
+            ("allowedHosts", "a.example.org:443:443", "port"),
+            ("allowedHosts", "2001:db8::1", "IPv6"),
+        )
     ),
     (
         {"spec.network.egress.allowedHosts": ["127.0.0.1"]},
@@ -685,7 +708,11 @@ def test_an_unknown_key_comes_with_what_was_probably_meant(changes, hint):
         ({"spec.runtime.spot": "yes"}, "write true, without quotes"),
         ({"spec.runtime.rootVolumeSize": "15"}, "remove the quotes"),
         ({"spec.network.egress.allowedHosts": ["https://a.example.org/x"]}, "write a.example.org"),
-        ({"spec.network.egress.allowedHosts": ["a.example.org:8443"]}, "write a.example.org"),
+        ({"spec.network.egress.allowedDNSSuffixes": ["a.example.org:8443"]}, "write a.example.org"),
+        (
+            {"spec.network.egress.allowedHosts": ["a.example.org:0"]},
+            "write a.example.org:PORT, a number from 1 to 65535",
+        ),
         ({"spec.network.egress.allowedHosts": ["bücher.example"]}, "write xn--bcher-kva.example"),
         ({"spec.network.egress.allowedHosts": ["0x7f.1"]}, "write 127.0.0.1"),
         ({"spec.sourceAccess.github": {"allowedRepos": ["https://github.com/o/n.git"]}}, "write o/n"),

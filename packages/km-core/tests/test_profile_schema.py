@@ -97,7 +97,21 @@ def test_every_example_passes_its_own_grammar():
 
 
 SAMPLES = {
-    grammar.host: [".a.org", "*.A.org", "*", "192.0.2.1", "10.0.0.0/8", "2001:db8::/32", "@py-x", "a_b.c."],
+    grammar.host: [
+        ".a.org",
+        "*.A.org",
+        "*",
+        "192.0.2.1",
+        "10.0.0.0/8",
+        "2001:db8::/32",
+        "@py-x",
+        "a_b.c.",
+        "a.org:1",
+        "*.a.org:65535",
+        "*:8443",
+        "192.0.2.1:80",
+        "[2001:db8::1]:443",
+    ],
     grammar.dns_suffix: [".a.org", "*.a.org", "*", "a", "xn--bcher-kva.example"],
     grammar.repo: ["*", "o/*", "github.com/o/n", "o/a-*"],
     grammar.ref: ["main", "feature/*", "refs/tags/v1.0", "é", "a@b"],

@@ -74,8 +74,9 @@ def consequence(entry: str, *, dns_list: bool) -> str:
         entry: a valid entry, no group and no address.
         dns_list: whether it stands in ``allowedDNSSuffixes``, where a bare name is a suffix too.
     """
+    entry, colon, port = entry.partition(":")
     if entry == "*":
-        return "allows every name"
+        return f"allows every name at port {port}" if colon else "allows every name"
     suffix = dns_list or entry.startswith((".", "*."))
     try:
         name = canonical_name(entry.removeprefix("*.").removeprefix("."))

@@ -34,8 +34,12 @@ SECRET_PATH_PATTERN = r"/[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){0,14}"  # noqa: S10
 ADDRESS_PATTERN = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 MAIL_ALIAS_PATTERN = r"[a-z][a-z0-9-]*\.[a-z][a-z0-9-]*"
 SENDER_PATTERN = r"[A-Za-z0-9._*+-]+|(?:\*|[A-Za-z0-9._%+-]+)@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
-DNS_SUFFIX_PATTERN = rf"\*|(?:\.|\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|{GROUP_PATTERN}"
-HOST_PATTERN = rf"{DNS_SUFFIX_PATTERN}|[0-9a-fA-F.:]+/[0-9]{{1,3}}"
+_NAMES_PATTERN = r"(?:\*|(?:\.|\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?)"
+DNS_SUFFIX_PATTERN = rf"{_NAMES_PATTERN}|{GROUP_PATTERN}"
+HOST_PATTERN = (
+    rf"{_NAMES_PATTERN}(?::[0-9]{{1,5}})?|{GROUP_PATTERN}"
+    r"|[0-9a-fA-F.:]+/[0-9]{1,3}|\[[0-9a-fA-F.:]+\]:[0-9]{1,5}"
+)
 
 _MIN_SESSION_S, _MAX_SESSION_S = 15 * 60, 12 * 3600
 
@@ -120,10 +124,15 @@ def dns_suffix(text: str) -> None:
 
 
 def host(text: str) -> None:
-    """Accept an entry of ``allowedHosts``: as in ``allowedDNSSuffixes``, an IPv4 address, a CIDR."""
+    """
+    Accept an entry of ``allowedHosts``: as in ``allowedDNSSuffixes``, an IPv4 address, a CIDR.
+
+    A name and an address may end in ``:PORT``, an IPv6 address with one stands in brackets.
+    """
     if text.startswith("@"):
         _group(text)
         return
+    text = _without_port(text)
     if not _cidr_or_address(text):
         _host_name(text)
         return
@@ -138,6 +147,20 @@ def host(text: str) -> None:
     entry = forbidden_range(address) if address is not None else None
     if entry is not None and entry.never:
         raise ValueError(f"is {entry.what}, which no profile can open")
+
+
+def _without_port(text: str) -> str:
+    base, colon, port = text.rpartition(":")
+    bracketed = base.startswith("[") and base.endswith("]")
+    if not colon or "/" in text or (":" in base and not bracketed):
+        return text
+    if re.fullmatch(r"[1-9][0-9]{0,4}", port) is None or int(port) > 65535:
+        raise RuleError("has a port that is none", f"write {base}:PORT, a number from 1 to 65535")
+    if not bracketed:
+        return base
+    if parse_address(base[1:-1]) is None or ":" not in base[1:-1]:
+        raise RuleError("has brackets around no IPv6 address", "write [2001:db8::1]:443")
+    return f"{base[1:-1]}/128"
 
 
 def _group(text: str) -> None:

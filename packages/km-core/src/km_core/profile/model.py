@@ -245,7 +245,7 @@ class Egress:
     allowed_hosts: tuple[str, ...] = optional(
         "allowedHosts",
         Listing(Text(grammar.HOST_PATTERN, rule=grammar.host)),
-        "Hosts: `name` (exactly), `.name`, `*.name`, an IPv4 address or CIDR, `@group`.",
+        "Hosts: `name` (exactly), `.name`, `*.name`, an IPv4 address, each also with `:PORT`; a CIDR, `@group`.",
         default=[],
     )
 
