@@ -25,7 +25,8 @@ from km_core.plan import (
     WorkloadPlan,
 )
 from km_core.policy import NetworkPolicy, compile_address, compile_pattern
-from km_core.policy.repos import ref_allowed, repo_allowed
+from km_core.policy.refs import ref_allowed
+from km_core.policy.repos import repo_allowed
 from km_core.types import GroupResolution
 
 METERED = ("api.anthropic.com",)

@@ -11,7 +11,8 @@ from attrs import evolve
 from km_core.policy import NetworkPolicy, forbidden_range, is_public_resolver
 from km_core.policy.addresses import names_range
 from km_core.policy.network import WEB_PORTS
-from km_core.policy.repos import ref_allowed, repo_allowed
+from km_core.policy.refs import ref_allowed
+from km_core.policy.repos import repo_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

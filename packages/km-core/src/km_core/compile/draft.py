@@ -62,7 +62,7 @@ def draft_plan(
             spec["execution"], network, groups, meters, ai_ceiling="ai" in (spec.get("budget") or {})
         ),
         network=network,
-        git=_git(spec.get("sourceAccess") or {}),
+        git=git_plan(spec.get("sourceAccess") or {}),
         budget=_budget(spec.get("budget") or {}),
         limits=limits,
         inert=tuple(sorted(inert)),
@@ -208,7 +208,8 @@ def _workload(
     )
 
 
-def _git(section: Mapping[str, Any]) -> GitPlan:
+def git_plan(section: Mapping[str, Any]) -> GitPlan:
+    """Return the repository rules of ``spec.sourceAccess``."""
     github = section.get("github") or {}
     refs = github.get("allowedRefs")
     return GitPlan(

@@ -13,7 +13,9 @@ from attrs import evolve, frozen
 
 from km_core.policy import explain_egress
 from km_core.policy.explain import parse_target
-from km_core.policy.repos import canonical_repo, ref_allowed, repo_allowed
+from km_core.policy.github import GIT_HOSTS, classify
+from km_core.policy.refs import ref_allowed
+from km_core.policy.repos import canonical_repo, repo_allowed
 from km_core.types import EndpointKind, Verdict
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from km_core.policy import NetworkPolicy
     from km_core.policy.explain import Target
+    from km_core.policy.repos import GitPolicy
     from km_core.types import GroupResolution, Meter
 
 _METHODS = ("GET", "POST")
@@ -67,6 +70,8 @@ def explain_target(rules: EgressRules, text: str, *, method: str = "") -> Verdic
         verdict = _with_group(verdict, rules.groups)
     target = parse_target(text)
     meter = next((meter for meter in rules.meters if target.authority.host in meter.hosts), None)
+    if meter is None and rules.policy.git is not None and target.authority.host in GIT_HOSTS:
+        return _git_host(verdict, rules.policy.git, target, method.upper())
     if meter is None:
         # On port 80 the HTTP filter reads along, and there protocols do not change.
         return _upgrade() if target.scheme == "ws" and target.authority.port == 80 else verdict
@@ -101,6 +106,21 @@ def _metered(verdict: Verdict, rules: EgressRules, target: Target, meter: Meter,
         return verdict
     answers = [_request(verdict, meter, each, target.path, ceiling) for each in _methods(method)]
     return next((answer for answer in answers if answer.allow), answers[-1])
+
+
+def _git_host(verdict: Verdict, git: GitPolicy, target: Target, method: str) -> Verdict:
+    """Judge a request to a GitHub host by its repository, as far as that stands in the URL."""
+    if target.scheme in _UPGRADES:
+        return _upgrade()
+    if target.scheme in _INSECURE:
+        return Verdict(False, "builtin:intercepted-host", "http", "this host is reached over https only")
+    if not target.path.lstrip("/"):
+        return evolve(verdict, reason=f"{verdict.reason}; each request there is judged by its repository")
+    answers = []
+    for each in _methods(method):
+        route = classify(target.authority.host, each, target.path)
+        answers.append(route if isinstance(route, Verdict) else git.route(route))
+    return next((answer for answer in answers if answer.allow), answers[0])
 
 
 def _methods(method: str) -> tuple[str, ...]:

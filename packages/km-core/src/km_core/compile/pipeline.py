@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from km_core.compile import claims
 from km_core.compile.builtins import BUILTINS, find_profile
 from km_core.compile.claims import check_claims, claim_matrix, claim_sources
-from km_core.compile.draft import draft_plan, network_plan, resolve_limits
+from km_core.compile.draft import draft_plan, git_plan, network_plan, resolve_limits
 from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
 from km_core.compile.groups import resolve_with_plugins
@@ -187,6 +187,7 @@ def egress_rules(path: Path | str, config: Config, plugins: PluginRegistry) -> E
         ai_ceiling=ceiling is not None,
         private_hosts=config.private_hosts,
         metered_hosts=[host for meter in meters for host in meter.hosts],
+        git=git_plan(data["spec"].get("sourceAccess") or {}),
     )
     limit = None if ceiling is None else nusd_from_usd(ceiling, where="spec.budget.ai.maxSpendUSD")
     return EgressRules(policy, network.groups, meters, limit)

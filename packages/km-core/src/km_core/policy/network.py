@@ -17,14 +17,16 @@ from km_core.policy.addresses import (
     normalise_address,
 )
 from km_core.policy.ai_hosts import ai_vendor
+from km_core.policy.github import GIT_HOSTS, SSH_HOST, is_git_host
 from km_core.policy.names import INSIDE_NAME, canonical_name
 from km_core.policy.public_resolvers import is_public_resolver
+from km_core.policy.repos import GitPolicy
 from km_core.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from km_core.plan import NetworkPlan
+    from km_core.plan import GitPlan, NetworkPlan
 
 WEB_PORTS = (443, 80)
 INSIDE_PORT = 80
@@ -65,11 +67,14 @@ class NetworkPolicy:
     Attributes:
         https_only: plain HTTP is refused by the HTTP layer and port 80 here.
         ai_ceiling: a dollar ceiling is set: model hosts without a meter are denied.
+        git: the repository rules, None when there are none: GitHub's hosts are open for them, and those of
+            its hosts where nobody can tell a repository are denied.
     """
 
     def __init__(self) -> None:
         self.https_only = False
         self.ai_ceiling = False
+        self.git: GitPolicy | None = None
         self._exact: dict[str, _Ports] = {}
         self._suffix: dict[str, _Ports] = {}
         self._subdomains: dict[str, _Ports] = {}
@@ -88,6 +93,7 @@ class NetworkPolicy:
         ai_ceiling: bool = False,
         private_hosts: Sequence[tuple[str, str]] = (),
         metered_hosts: Sequence[str] = (),
+        git: GitPlan | None = None,
     ) -> NetworkPolicy:
         """
         Compile a plan's network part.
@@ -97,6 +103,7 @@ class NetworkPolicy:
             ai_ceiling: whether a dollar ceiling is set.
             private_hosts: ``(host, CIDR)`` exceptions of the operator's configuration.
             metered_hosts: canonical names that a meter owns.
+            git: the plan's repository rules.
 
         Raises:
             PlanError: a rule is not in canonical form.
@@ -104,12 +111,16 @@ class NetworkPolicy:
         policy = cls()
         policy.https_only = network.https_only
         policy.ai_ceiling = ai_ceiling
+        policy.git = None if git is None else GitPolicy.from_plan(git)
         try:
             policy._metered = frozenset(canonical_name(host) for host in metered_hosts)
             for rule in network.hosts:
                 policy._add_host(
                     rule.pattern, rule.kind, rule.ports, rule.source or f"{rule.kind} {rule.pattern}"
                 )
+            if policy.git is not None:
+                for host in sorted(GIT_HOSTS):
+                    policy._add_host(host, "exact", (443,), "spec.sourceAccess.github.allowedRepos")
             for address in network.addresses:
                 policy._add_address(
                     address.cidr, address.ports, address.host, address.source or f"address {address.cidr}"
@@ -184,6 +195,15 @@ class NetworkPolicy:
                     layer,
                     f"a dollar ceiling is set and nothing meters this {vendor} host",
                 )
+        if self.git is not None and is_git_host(name) and (name not in self._exact or name == SSH_HOST):
+            return self._verdict(
+                False,
+                "builtin:git-host",
+                layer,
+                "repositories are listed, and at this GitHub host nobody can tell which one is asked for"
+                if name != SSH_HOST
+                else "git over SSH cannot be judged by repository; use https://github.com/",
+            )
         if name not in self._exact and is_public_resolver(name):
             return self._verdict(
                 False,

@@ -1,7 +1,7 @@
 """
-Repository and ref rules (spec/network.md sections 5.1 and 5.4).
+Which repositories may be reached (spec/network.md section 5.1), and `GitPolicy`, the rules of one sandbox.
 
-Repositories are compared case-insensitively; refs exactly.  Default deny: an empty list allows nothing.
+Repositories are compared case-insensitively.  Default deny: an empty list allows nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from km_core.policy.refs import ref_allowed
 from km_core.types.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from km_core.plan import GitPlan
+    from km_core.policy.github import Route
+
+_UNKNOWN = "the URL names no repository and was not handed out by an answer about one that is allowed"
 _REPO = re.compile(r"[a-z0-9-]{1,39}/[a-z0-9._-]{1,100}\Z")
 
 
@@ -52,24 +57,83 @@ def repo_allowed(patterns: Sequence[str], repo: str) -> Verdict:
     return Verdict(allow=False, rule="default-deny", layer="git", reason=reason)
 
 
-def ref_allowed(patterns: Sequence[str] | None, ref: str) -> Verdict:
+class GitPolicy:
     """
-    Judge a ref that would be pushed.
+    The repository and ref rules of one sandbox.
 
-    Absent patterns allow every ref, an empty list none (DESIGN section 6).  A pattern is compared with
-    the short name of ``refs/heads/…``; tags and everything else must be spelled from ``refs/`` on.
+    Args:
+        repos: patterns of `repo_allowed`.
+        refs: patterns of `ref_allowed`; None for every ref.
+
+    Attributes:
+        everything: every repository is allowed.
+        refs: the ref patterns.
     """
-    if patterns is None:
-        return Verdict(allow=True, rule="allowedRefs absent", layer="git", reason="every ref is allowed")
-    full = ref if ref.startswith("refs/") or ref == "HEAD" else f"refs/heads/{ref}"
-    for index, pattern in enumerate(patterns):
-        wanted = pattern if pattern.startswith("refs/") else f"refs/heads/{pattern}"
-        plain = full.startswith(("refs/heads/", "refs/tags/"))
-        if (plain and fnmatchcase(full, wanted)) or full == wanted:
+
+    def __init__(self, repos: Sequence[str], refs: Sequence[str] | None) -> None:
+        self._repos = tuple(repos)
+        self.refs = None if refs is None else tuple(refs)
+        self.everything = any(pattern.lower().removeprefix("github.com/") == "*" for pattern in self._repos)
+
+    @classmethod
+    def from_plan(cls, git: GitPlan) -> GitPolicy | None:
+        """Return the rules of a plan; None when it names no repository, so that GitHub is a host like others."""
+        if git.mode == "none" or not git.repos:
+            return None
+        return cls(git.repos, git.refs)
+
+    def repository(self, repo: str) -> Verdict:
+        """Say whether a repository may be reached."""
+        return repo_allowed(self._repos, repo)
+
+    def ref(self, ref: str) -> Verdict:
+        """Say whether a ref may be pushed."""
+        return ref_allowed(self.refs, ref)
+
+    def route(self, route: Route) -> Verdict:
+        """
+        Judge what a request asks for as far as its head says it; a body may still name refs that are denied.
+
+        A ``signed`` URL and a repository given by number are for the caller to judge, who knows what was
+        handed out: here they are denied.
+        """
+        operation = route.operation
+        if operation == "open":
+            return Verdict(True, "builtin:git-open", "git", "the request is about no repository")
+        if operation in {"any-read", "graphql"}:
+            return self._any(operation)
+        if not route.repo:
+            return Verdict(False, "builtin:git-unknown", "git", _UNKNOWN)
+        verdict = self.repository(route.repo)
+        if not verdict.allow:
+            return verdict
+        moves = route.write is not None and (route.write.moves or route.write.stores)
+        if operation in {"push", "push-discovery", "upload"} or moves:
+            pushes = self.pushes()
+            if not pushes.allow:
+                return pushes
+        if route.write is not None and route.write.unclear and self.refs is not None:
             return Verdict(
-                allow=True,
-                rule=f"sourceAccess.github.allowedRefs[{index}] {pattern}",
-                layer="git",
-                reason=f"{full} is allowed",
+                False, "builtin:git-ref-unknown", "git", "this request moves a ref without naming it"
             )
-    return Verdict(allow=False, rule="default-deny", layer="git", reason=f"{full} is not in allowedRefs")
+        if route.write is not None:
+            denied = [answer for answer in map(self.ref, route.write.refs) if not answer.allow]
+            return denied[0] if denied else verdict
+        return verdict
+
+    def _any(self, operation: str) -> Verdict:
+        if not self.everything:
+            return Verdict(
+                False, "builtin:git-any", "git", "this request can reach any repository; only * allows it"
+            )
+        if operation == "graphql" and self.refs is not None:
+            return Verdict(
+                False, "builtin:git-ref-unknown", "git", "GraphQL can move refs, and refs are limited"
+            )
+        return self.repository("any/repository")
+
+    def pushes(self) -> Verdict:
+        """Say whether anything may be pushed at all."""
+        if self.refs is not None and not self.refs:
+            return Verdict(False, "default-deny", "git", "allowedRefs is empty, so no ref may be pushed")
+        return Verdict(True, "allowedRefs", "git", "some refs may be pushed")
