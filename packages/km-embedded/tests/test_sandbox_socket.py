@@ -16,6 +16,7 @@ from km_embedded.sandbox_ops import KMD_ONLY, sandbox_ops
 A, B = "sb-0000000a", "sb-0000000b"
 ARGS = {
     "lease": {"holder": "gate"},
+    "policy.current": {},
     "ledger.reserve": {"call_id": "c", "model": "m", "provider": "p", "amount_nusd": 5},
     "ledger.settle": {"call_id": "c", "cost_nusd": 5, "usage": {}},
     "ledger.release": {"call_id": "c"},
@@ -61,7 +62,7 @@ def test_no_operation_takes_another_sandboxs_id(two, op):
     try:
         clients[A].call(op, **ARGS[op])
     except KmError as error:
-        assert op in {"secret.for", "state"}, error
+        assert op in {"secret.for", "state", "policy.current"}, error
     assert (operator.call("sandbox.get", id=B), operator.call("budget.get", id=B)) == before
 
 
@@ -159,6 +160,7 @@ def test_a_lease_names_the_deadline_and_the_policy(bench):
         "deadline": bench.clock.now + 90,
         "state": "running",
         "policy_version": "d1",
+        "grants": [],
     }
 
 

@@ -7,10 +7,9 @@ asks for, so that a gate that was taken over holds no more than its own sandbox 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from km_core.errors import GuardError, PlanError
+from km_core.lifecycle.plan_file import read_plan
 from km_core.plan import SandboxPlan
 from km_core.policy import NetworkPolicy
 
@@ -68,17 +67,4 @@ def stored_plan(config: Config, record: SandboxRecord) -> dict[str, Any]:
         PlanError: there is none, or it cannot be read.
         GuardError: it is not the plan that the record was made with.
     """
-    path = config.sandbox_dir(record.id) / "plan.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError("the stored plan cannot be read", where=str(path), why=str(error)) from error
-    if not isinstance(data, dict):
-        raise PlanError("the stored plan is no object", where=str(path))
-    if record.plan_digest and SandboxPlan.from_data(data).digest() != record.plan_digest:
-        raise GuardError(
-            "the stored plan is not the one the sandbox was made with",
-            where=str(path),
-            hint="destroy the sandbox and create it again",
-        )
-    return data
+    return read_plan(config.sandbox_dir(record.id), record.plan_digest).to_data()

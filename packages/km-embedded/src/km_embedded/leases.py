@@ -8,6 +8,9 @@ from km_core.errors import GuardError
 from km_core.types import SandboxState, deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from km_core.plan import Grant
     from km_core.types import SandboxRecord
 
 VALID_S = 60
@@ -22,7 +25,15 @@ class Leases:
     def __init__(self) -> None:
         self._asked: dict[tuple[str, str], float] = {}
 
-    def renew(self, record: SandboxRecord, holder: str, *, fresh_token: bool, now: float) -> dict[str, Any]:
+    def renew(
+        self,
+        record: SandboxRecord,
+        holder: str,
+        *,
+        fresh_token: bool,
+        now: float,
+        grants: Sequence[Grant] = (),
+    ) -> dict[str, Any]:
         """
         Return a lease.
 
@@ -34,6 +45,7 @@ class Leases:
                 frozen or failed sandbox that got a new token is being started again; one with an old
                 token was left behind.
             now: Unix seconds.
+            grants: what is open beside the plan; a gate lets nothing pass before it knows of it.
 
         Raises:
             GuardError: the sandbox may not have traffic.
@@ -46,6 +58,7 @@ class Leases:
             "deadline": deadline(record),
             "state": str(record.state),
             "policy_version": record.plan_digest,
+            "grants": [grant.to_data() for grant in grants],
         }
 
     def require_spending(self, record: SandboxRecord, *, fresh_token: bool, now: float) -> None:

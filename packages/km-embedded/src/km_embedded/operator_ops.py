@@ -13,6 +13,7 @@ from km_core.handlers.budget import PPM
 from km_core.types import SandboxRecord, is_sandbox_id
 from km_embedded.evidence import HOST
 from km_embedded.ledger import MAX_NUSD
+from km_embedded.policies import MAX_GRANT_S
 from km_embedded.reconcile import reconcile
 from km_embedded.secrets import MAX_VALUE, NAME_PATTERN
 from km_embedded.tick import tick
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SANDBOX = text(longest=64)
 STEP = text(longest=128)
 MONEY = integer(0, MAX_NUSD)
+MAX_PROFILE = 1024 * 1024
+"""Longest effective profile in characters."""
 
 
 def operator_ops(service: Service) -> Mapping[str, Op]:
@@ -63,6 +66,20 @@ def operator_ops(service: Service) -> Mapping[str, Op]:
             frozenset({"ai_nusd", "compute_nusd"}),
         ),
         "budget.get": Op(ops.budget_get, {"id": SANDBOX}),
+        "policy.get": Op(ops.policy_get, {"id": SANDBOX}),
+        "policy.apply": Op(
+            ops.policy_apply,
+            {
+                "id": SANDBOX,
+                "policy": mapping,
+                "profile": text(longest=MAX_PROFILE),
+                "expect": text(pattern="[0-9a-f]{64}"),
+            },
+        ),
+        "policy.allow": Op(
+            ops.policy_allow, {"id": SANDBOX, "entry": text(longest=512), "seconds": number(1, MAX_GRANT_S)}
+        ),
+        "policy.deny": Op(ops.policy_deny, {"id": SANDBOX, "entry": text(longest=512)}),
         "secret.set": Op(
             ops.secret_set, {"name": text(pattern=NAME_PATTERN), "value": text(longest=MAX_VALUE)}
         ),
@@ -198,6 +215,29 @@ class OperatorOps:
     def budget_get(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Return a sandbox's money."""
         return self._service.ledger.summary(id)
+
+    def policy_get(self, _peer: Peer, id: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Say which policy is in force."""
+        return self._service.policies.show(id)
+
+    def policy_apply(
+        self,
+        _peer: Peer,
+        id: str,  # noqa: A002 - the wire's word
+        policy: dict[str, Any],
+        profile: str,
+        expect: str,
+    ) -> dict[str, Any]:
+        """Replace the policy of a sandbox's plan."""
+        return self._service.policies.apply(id, policy, profile, expect)
+
+    def policy_allow(self, _peer: Peer, id: str, entry: str, seconds: float) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Open an entry for a time."""
+        return self._service.policies.grant(id, entry, seconds)
+
+    def policy_deny(self, _peer: Peer, id: str, entry: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
+        """Take a grant back."""
+        return self._service.policies.revoke(id, entry)
 
     def secret_set(self, _peer: Peer, name: str, value: str) -> dict[str, Any]:
         """Seal a secret."""

@@ -33,7 +33,7 @@ KMD_ONLY = frozenset(
     {
         "created", "started", "stopped", "paused", "resumed", "destroyed", "destroying", "changed",
         "create_requested", "token_issued", "budget_set", "budget_topup", "budget_warning",
-        "secret_set", "secret_deleted", "secret_released", "reservation_expired", "settlement_flagged",
+        "policy_changed", "secret_set", "secret_deleted", "secret_released", "reservation_expired", "settlement_flagged",
     }
 )  # fmt: skip
 """Kinds of events that only kmd itself records: a sandbox's credential cannot forge them."""
@@ -44,6 +44,7 @@ def sandbox_ops(service: Service, sandbox_id: str) -> Mapping[str, Op]:
     ops = SandboxOps(service, sandbox_id)
     return {
         "lease": Op(ops.lease, {"holder": text(longest=32, pattern=WORD)}),
+        "policy.current": Op(ops.policy),
         "ledger.reserve": Op(
             ops.reserve, {"call_id": CALL, "model": MODEL, "provider": MODEL, "amount_nusd": MONEY}
         ),
@@ -85,7 +86,17 @@ class SandboxOps:
         service = self._service
         service.evidence.require(self._id)
         record = service.records.get(self._id)
-        return service.leases.renew(record, holder, fresh_token=self._fresh_token(), now=service.clock())
+        return service.leases.renew(
+            record,
+            holder,
+            fresh_token=self._fresh_token(),
+            now=service.clock(),
+            grants=service.policies.grants(self._id),
+        )
+
+    def policy(self, _peer: Peer) -> dict[str, Any]:
+        """Return the policy of the plan that the record names, and that plan's digest."""
+        return self._service.policies.current(self._id)
 
     def reserve(
         self, _peer: Peer, call_id: str, model: str, provider: str, amount_nusd: int

@@ -16,6 +16,7 @@ from km_embedded.files import private_dir
 from km_embedded.leases import Leases
 from km_embedded.ledger import Ledger
 from km_embedded.notify import Notifier
+from km_embedded.policies import Policies
 from km_embedded.secrets import Secrets
 from km_embedded.settings import Settings
 from km_embedded.sockets import SandboxSockets
@@ -81,6 +82,7 @@ class Service:
         self.secrets = Secrets(self.db, config.home / "secret.key")
         self.secrets_for = PlanSecrets() if secrets_for is None else secrets_for
         self.leases = Leases()
+        self.policies = Policies(self)
         # What the tick remembers between two runs; losing it only moves a moment.
         self.lost: dict[str, float] = {}
         self.money_checked = 0.0

@@ -35,7 +35,7 @@ async def tick(service: Service) -> None:
             _one(service, record, now)
         except Exception as error:  # noqa: BLE001 - one sandbox's trouble must not stop another's expiry
             service.complain("tick_failed", record.id, error)
-    for step in (_money, _evidence, _tasks):
+    for step in (_grants, _money, _evidence, _tasks):
         try:
             step(service, now)
         except Exception as error:  # noqa: BLE001 - as above
@@ -145,6 +145,10 @@ def _notice(
     with service.act(record.id):
         service.db.run("INSERT OR REPLACE INTO notices VALUES (?, ?, ?)", (record.id, name, subject))
         service.evidence.emit(record.id, kind or name, detail)
+
+
+def _grants(service: Service, _now: float) -> None:
+    service.policies.expire()
 
 
 def _money(service: Service, now: float) -> None:

@@ -19,6 +19,7 @@ STRUCTURAL = frozenset(
     {
         "seq", "time", "sandbox", "sandbox_id", "writer", "kind", "event", "level", "timestamp", "layer", "verdict",
         "rule", "name", "address", "port", "prev", "hash", "count", "number", "qtype", "call_id",
+        "plan_digest", "policy_before", "policy_after",
     }
 )  # fmt: skip
 """Fields of records and log lines whose values are never changed."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
 from km_core.control.substrate import Box
-from km_core.errors import GuardError, KmError, NotFoundError, PlanError
+from km_core.errors import KmError, NotFoundError
+from km_core.lifecycle.plan_file import read_plan
 from km_core.plan import SandboxPlan
 from km_core.types import SandboxRecord
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from km_core.control.protocols import Control
     from km_core.control.substrate import Substrate
     from km_core.plugins import PluginRegistry
-
-DAMAGED = "destroy the sandbox and create it again"
 
 
 @define
@@ -91,20 +89,7 @@ class Session:
             PlanError: there is none, or it cannot be read.
             GuardError: it is not the plan that the sandbox was made with.
         """
-        path = self.config.sandbox_dir(record.id) / "plan.json"
-        try:
-            plan = SandboxPlan.from_data(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            raise PlanError("the stored plan cannot be read", where=str(path), why=str(error)) from error
-        except PlanError as error:
-            raise PlanError(error.what, where=str(path), why=error.why, hint=DAMAGED) from error
-        if record.plan_digest and plan.digest() != record.plan_digest:
-            raise GuardError(
-                "the stored plan is not the one the sandbox was made with",
-                where=str(path),
-                hint=DAMAGED,
-            )
-        return plan
+        return read_plan(self.config.sandbox_dir(record.id), record.plan_digest)
 
     def plan_for_removal(self, record: SandboxRecord) -> SandboxPlan:
         """

@@ -16,12 +16,14 @@ from km_core.plan.plan import (
     SandboxPlan,
     WorkloadPlan,
 )
+from km_core.plan.policy import Grant, policy_data, policy_version, with_policy
 
 __all__ = [
     "PLAN_API",
     "AddressRule",
     "BudgetPlan",
     "GitPlan",
+    "Grant",
     "HostRule",
     "LifecyclePlan",
     "LimitsPlan",
@@ -30,4 +32,7 @@ __all__ = [
     "PlanFile",
     "SandboxPlan",
     "WorkloadPlan",
+    "policy_data",
+    "policy_version",
+    "with_policy",
 ]

@@ -15,6 +15,7 @@ from km_core.policy.addresses import (
 from km_core.policy.ai_hosts import ai_vendor
 from km_core.policy.authority import Authority, parse_authority
 from km_core.policy.explain import explain_egress
+from km_core.policy.grants import with_grants
 from km_core.policy.names import INSIDE_NAME, canonical_name
 from km_core.policy.network import NetworkPolicy
 from km_core.policy.patterns import compile_address, compile_pattern
@@ -35,4 +36,5 @@ __all__ = [
     "normalise_address",
     "parse_address",
     "parse_authority",
+    "with_grants",
 ]

@@ -133,5 +133,16 @@ _ANCHORS = (
     ) STRICT""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL, _ANCHORS)
+_GRANTS = (
+    """CREATE TABLE grants (
+        sandbox_id TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+        entry TEXT NOT NULL,
+        expires_at REAL NOT NULL,
+        granted_at REAL NOT NULL,
+        PRIMARY KEY (sandbox_id, entry)
+    ) STRICT""",
+    "CREATE INDEX grants_expires_at ON grants (expires_at)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL, _ANCHORS, _GRANTS)
 """Statements by migration; number N (from 1) brings the schema from version N-1 to N."""

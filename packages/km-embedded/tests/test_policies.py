@@ -1,0 +1,214 @@
+"""Policies of living sandboxes: replaced as a whole, granted for a time, never lost by a crash."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from attrs import evolve
+
+from km_core.errors import GuardError, NotFoundError, PlanError, PolicyDenied, UsageError
+from km_core.lifecycle import plan_file
+from km_core.plan import (
+    BudgetPlan,
+    GitPlan,
+    HostRule,
+    NetworkPlan,
+    SandboxPlan,
+    WorkloadPlan,
+    policy_data,
+    policy_version,
+)
+from km_embedded.liveness import boot_id
+
+A, B = "sb-0000000a", "sb-0000000b"
+OLD, NEW = "old: 1\n", "new: 1\n"
+
+
+def plan(*hosts, text=OLD, **changes):
+    base = SandboxPlan(
+        profile="p",
+        profile_digest=hashlib.sha256(text.encode()).hexdigest(),
+        prefix="sb",
+        substrate="local",
+        network=NetworkPlan(hosts=tuple(HostRule(host, "exact") for host in hosts)),
+    )
+    return evolve(base, **changes)
+
+
+@pytest.fixture
+def box(bench):
+    made = plan("a.example")
+    bench.running(A, plan_digest=made.digest(), boot_id=boot_id())
+    state_dir = bench.config.sandbox_dir(A)
+    state_dir.mkdir(parents=True)
+    (state_dir / "plan.json").write_text(made.to_json())
+    (state_dir / "profile.yaml").write_text(OLD)
+    return bench
+
+
+def apply(box, new, *, expect=None, text=NEW):
+    return box.operator(
+        "policy.apply",
+        id=A,
+        policy=policy_data(new),
+        profile=text,
+        expect=box.get().plan_digest if expect is None else expect,
+    )
+
+
+def test_an_applied_policy_is_on_the_disk_in_the_record_in_the_lease_and_in_the_evidence(box):
+    before, new = box.get().plan_digest, plan("b.example", text=NEW)
+    answer = apply(box, new)
+
+    assert answer == {"before": before, "after": new.digest(), "plan_digest": new.digest()}
+    assert box.sandbox(A, "lease", holder="gate")["policy_version"] == new.digest()
+    assert box.sandbox(A, "policy.current") == {"version": new.digest(), "policy": policy_data(new)}
+    assert (box.config.sandbox_dir(A) / "profile.yaml").read_text() == NEW
+    event = next(event for event in box.events(A) if event["kind"] == "policy_changed")
+    assert (event["cause"], event["policy_before"], event["policy_after"]) == ("apply", before, new.digest())
+    box.restart()
+    assert box.sandbox(A, "policy.current")["version"] == new.digest()
+
+
+def test_nothing_but_the_policy_is_taken_from_an_applied_plan(box):
+    stranger = plan(
+        "b.example", text=NEW, workload=WorkloadPlan(shell="/bin/evil"), budget=BudgetPlan(10**15)
+    )
+    apply(box, stranger)
+
+    stored = plan_file.read_plan(box.config.sandbox_dir(A), box.get().plan_digest)
+    assert stored.workload == WorkloadPlan()
+    assert stored.budget == BudgetPlan()
+    assert stored.network == stranger.network
+
+
+def test_a_policy_is_refused_for_another_plan_another_profile_or_another_enforcement(box):
+    new = plan("b.example", text=NEW)
+    with pytest.raises(GuardError, match="changed meanwhile"):
+        apply(box, new, expect="0" * 64)
+    with pytest.raises(UsageError, match="not the one of the policy"):
+        apply(box, new, text="other")
+    with pytest.raises(PlanError, match="enforcement"):
+        apply(box, evolve(new, network=evolve(new.network, enforcement="ebpf")))
+    with pytest.raises(PlanError, match="not valid"):
+        apply(box, evolve(new, network=NetworkPlan(hosts=(HostRule("B.example", "exact"),))))
+    with pytest.raises(PlanError, match="damaged"):
+        box.operator("policy.apply", id=A, policy={}, profile=NEW, expect=box.get().plan_digest)
+    assert box.get().plan_digest == plan("a.example").digest()
+    assert "policy_changed" not in box.kinds(A)
+
+
+@pytest.mark.parametrize("crash", ["write_next", "update", "take_next"])
+def test_a_crash_at_any_point_leaves_the_old_policy_or_the_new_one(box, monkeypatch, crash):
+    old, new = box.get().plan_digest, plan("b.example", text=NEW)
+
+    def die(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"km_embedded.policies.{crash}", die)
+        with pytest.raises(KeyboardInterrupt):
+            apply(box, new)
+    box.restart()
+
+    expected = new.digest() if crash == "take_next" else old
+    assert box.get().plan_digest == expected
+    current = box.sandbox(A, "policy.current")
+    assert current["version"] == expected
+    assert current["policy"]["network"]["hosts"][0]["pattern"] == (
+        "b.example" if crash == "take_next" else "a.example"
+    )
+    # And whatever was left behind does not stand in the way.
+    other = plan("c.example", text=NEW)
+    apply(box, other)
+    assert box.sandbox(A, "policy.current")["version"] == other.digest()
+
+
+def test_a_plan_on_the_disk_that_the_record_does_not_name_is_never_taken(box):
+    state_dir = box.config.sandbox_dir(A)
+    plan_file.write_next(state_dir, plan("evil.example"), OLD)
+    assert box.sandbox(A, "policy.current")["policy"]["network"]["hosts"][0]["pattern"] == "a.example"
+    (state_dir / "plan.json").write_text(plan("evil.example").to_json())
+    with pytest.raises(GuardError, match="not the one"):
+        box.sandbox(A, "policy.current")
+
+
+def test_a_grant_is_in_the_lease_until_its_time_is_over(box):
+    digest = box.get().plan_digest
+    answer = box.operator("policy.allow", id=A, entry="B.Example.:8443", seconds=60)
+    assert answer["grant"]["entry"] == "b.example:8443"
+    assert answer["policy_version"] != digest
+    assert [grant["entry"] for grant in box.sandbox(A, "lease", holder="gate")["grants"]] == [
+        "b.example:8443"
+    ]
+
+    box.restart()
+    assert box.operator("policy.get", id=A)["policy_version"] == answer["policy_version"]
+    box.tick(61)
+    assert box.sandbox(A, "lease", holder="gate")["grants"] == []
+    assert box.operator("policy.get", id=A)["policy_version"] == digest
+    causes = [event["cause"] for event in box.events(A) if event["kind"] == "policy_changed"]
+    assert causes == ["allow", "expired"]
+    chain = [(e["policy_before"], e["policy_after"]) for e in box.events(A) if e["kind"] == "policy_changed"]
+    assert chain == [(digest, answer["policy_version"]), (answer["policy_version"], digest)]
+
+
+def test_a_grant_is_taken_back_in_any_spelling(box):
+    box.operator("policy.allow", id=A, entry="[2001:db8::1]:443", seconds=60)
+    box.operator("policy.allow", id=A, entry=".b.example", seconds=60)
+    box.operator("policy.deny", id=A, entry="[2001:0db8:0::1]:443")
+    assert box.operator("policy.deny", id=A, entry=".B.example")["grants"] == []
+    with pytest.raises(NotFoundError, match="was not granted"):
+        box.operator("policy.deny", id=A, entry="a.example")
+
+
+@pytest.mark.parametrize(
+    "entry", ["*", "*:443", "@python-packages", "http://x", "127.0.0.1", "169.254.169.254:80", "a..b", "x:0"]
+)
+def test_what_no_profile_could_hold_is_not_granted(box, entry):
+    with pytest.raises(UsageError):
+        box.operator("policy.allow", id=A, entry=entry, seconds=60)
+    assert box.operator("policy.get", id=A)["grants"] == []
+
+
+def test_a_grant_is_one_sandboxs_and_its_number_and_time_are_bounded(box, monkeypatch):
+    box.running(B, plan_digest=box.get().plan_digest)
+    box.operator("policy.allow", id=A, entry="b.example", seconds=60)
+    assert box.operator("policy.get", id=B)["grants"] == []
+    for seconds in (0, -1, 8 * 24 * 3600, True):
+        with pytest.raises(UsageError):
+            box.operator("policy.allow", id=A, entry="c.example", seconds=seconds)
+    monkeypatch.setattr("km_embedded.policies.MAX_GRANTS", 1)
+    with pytest.raises(GuardError, match="at most"):
+        box.operator("policy.allow", id=A, entry="c.example", seconds=60)
+    box.operator("policy.allow", id=A, entry="b.example", seconds=90)
+
+
+def test_https_only_leaves_nothing_to_grant_at_port_80(bench):
+    made = plan("a.example", network=NetworkPlan(https_only=True), git=GitPlan())
+    bench.running(A, plan_digest=made.digest())
+    bench.config.sandbox_dir(A).mkdir(parents=True)
+    (bench.config.sandbox_dir(A) / "plan.json").write_text(made.to_json())
+    with pytest.raises(GuardError, match="HTTPS only"):
+        bench.operator("policy.allow", id=A, entry="b.example:80", seconds=60)
+
+
+def test_no_credential_of_a_sandbox_can_record_a_change_of_policy(box):
+    with pytest.raises(PolicyDenied):
+        box.sandbox(A, "event", kind="policy_changed", detail={})
+
+
+def test_the_version_tells_plans_and_grants_apart():
+    from km_core.plan import Grant
+
+    one, two = Grant("a", 1.0), Grant("b", 2.0)
+    versions = {
+        policy_version("d", ()),
+        policy_version("d", (one,)),
+        policy_version("d", (one, two)),
+        policy_version("e", (one, two)),
+        policy_version("d", (Grant("a", 2.0),)),
+    }
+    assert len(versions) == 5
+    assert policy_version("d", (one, two)) == policy_version("d", (two, one))
