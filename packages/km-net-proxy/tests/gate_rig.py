@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 
 from km_core.control.rpc import encode
-from km_core.plan import AddressRule, BudgetPlan, HostRule, NetworkPlan, SandboxPlan
+from km_core.plan import AddressRule, BudgetPlan, HostRule, NetworkPlan, SandboxPlan, policy_data
 from km_core.types import CallPlan, Endpoint, EndpointKind, InjectionRule, Usage
 from km_net_proxy import bootstrap as boot
 from km_net_proxy.gate import Gate
@@ -62,6 +62,8 @@ class FakeKmd:
         self.peak = 0
         self.secrets = {"anthropic-api-key": KEY}
         self.deadline = 0.0
+        self.plan = None
+        self.grants = []
         self.valid_s = 60
         self.calls = []
         self.writers = set()
@@ -119,7 +121,16 @@ class FakeKmd:
         }
 
     def do_lease(self, holder):
-        return {"valid_s": self.valid_s, "deadline": self.deadline, "state": "running", "policy_version": 1}
+        return {
+            "valid_s": self.valid_s,
+            "deadline": self.deadline,
+            "state": "running",
+            "policy_version": "" if self.plan is None else self.plan.digest(),
+            "grants": [grant.to_data() for grant in self.grants],
+        }
+
+    def do_policy_current(self):
+        return {"version": self.plan.digest(), "policy": policy_data(self.plan)}
 
     def do_ledger_reserve(self, call_id, model, provider, amount_nusd):
         total = self.spent + sum(self.reserved.values()) + amount_nusd

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import ipaddress
 import json
@@ -28,7 +29,6 @@ from km_core.control.aio import AsyncControlClient
 from km_core.errors import AuditError, KmError
 from km_core.ledger.prices import PriceTable
 from km_core.plugins import load_plugins
-from km_core.policy import NetworkPolicy
 from km_net_proxy import bootstrap as boot
 from km_net_proxy.budget import Budget
 from km_net_proxy.dns.answer import TYPE_NAMES
@@ -47,6 +47,7 @@ from km_net_proxy.http.upstream import Trust, Upstreams
 from km_net_proxy.inside import InsideApi
 from km_net_proxy.inside_services import InsideServices
 from km_net_proxy.lease import Lease
+from km_net_proxy.live_policy import LivePolicy, Rules, compile_rules, require_signing, still_allowed
 from km_net_proxy.meter.offers import meters as own_meters
 from km_net_proxy.settlement import SettlementJournal
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
 
-    from km_core.plan import SandboxPlan
+    from km_core.plan import Grant, SandboxPlan
     from km_core.types import InsideService, Meter, Verdict
 
 MAX_CONNECTIONS = 4096
@@ -64,6 +65,8 @@ _TICK_S = 0.25
 _REPORT_S = 10.0
 _YEAR_S = 397 * 24 * 3600
 _UNASKED = "192.0.2.1"
+_MAX_LINE = 16 * 1024 * 1024
+"""Longest line of the supervisor in bytes: a policy to be checked."""
 
 
 def main(argv: list[str]) -> int:
@@ -112,7 +115,7 @@ async def _run(channel: socket.socket, given: boot.Bootstrap, tcp: socket.socket
 async def _serve_channel(channel: socket.socket, gate: Gate) -> None:
     """Say that the gate is ready, answer pings, return at the end of the channel or on SIGTERM."""
     channel.setblocking(False)
-    reader, writer = await asyncio.open_connection(sock=channel)
+    reader, writer = await asyncio.open_connection(sock=channel, limit=_MAX_LINE)
     ended = asyncio.ensure_future(_pings(reader, writer, gate))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,14 +130,27 @@ async def _serve_channel(channel: socket.socket, gate: Gate) -> None:
 
 
 async def _pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: Gate) -> None:
-    while line := await reader.readline():
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(message, dict) and "ping" in message:
-            writer.write(_line({"pong": message["ping"], **gate.health()}))
-            await writer.drain()
+    """Answer pings at once and questions when their answers are there."""
+    async with asyncio.TaskGroup() as questions:
+        while line := await reader.readline():
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict) and "ping" in message:
+                writer.write(_line({"pong": message["ping"], **gate.health()}))
+                await writer.drain()
+            elif isinstance(message, dict) and "ask" in message:
+                questions.create_task(_answer(message, writer, gate))
+
+
+async def _answer(message: Mapping[str, Any], writer: asyncio.StreamWriter, gate: Gate) -> None:
+    answer: dict[str, Any] = {"answer": message["ask"]}
+    try:
+        answer["result"] = await gate.answer(str(message.get("what")), message)
+    except KmError as error:
+        answer["error"] = error.to_dict()
+    writer.write(_line(answer))
 
 
 def _line(message: Mapping[str, Any]) -> bytes:
@@ -178,6 +194,7 @@ class _Parts:
     dns: DnsServer
     journal: SettlementJournal
     lease: Lease
+    live: LivePolicy
 
 
 class Gate:
@@ -229,18 +246,12 @@ class Gate:
         if services is None:
             services = load_plugins().inside_services()
         owned = {host: meter for meter in offered.values() for host in meter.hosts}
-        policy = NetworkPolicy.from_plan(
-            plan.network,
-            ai_ceiling=plan.budget.ai_limit_nusd is not None,
-            private_hosts=given.private_hosts,
-            metered_hosts=tuple(owned),
-        )
-        # On whatever port the profile opens a model host: one that is passed on unopened is not metered.
-        intercepted = {host: meter for host, meter in owned.items() if policy.name(host).allow}
+        compile_plan = functools.partial(compile_rules, private_hosts=given.private_hosts, owned=owned)
+        rules = compile_plan(plan)
         given.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         given.audit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority = Authority.load_or_make(
-            given.state_dir, sorted(intercepted), sandbox_id=given.sandbox_id, life_s=_ca_life(plan)
+            given.state_dir, sorted(rules.opened), sandbox_id=given.sandbox_id, life_s=_ca_life(plan)
         )
         chain = ChainWriter(given.audit_dir / "gate.jsonl", writer="gate", sandbox_id=given.sandbox_id)
         try:
@@ -251,7 +262,17 @@ class Gate:
             raise
         control = AsyncControlClient(given.kmd_socket, token=given.token)
         connections = Connections(_slots())
-        lease = Lease(control, on_deadline=connections.cut_all)
+
+        def install(changed: Rules, before: str, after: str) -> int:
+            return gate.install(changed, before, after)
+
+        def compiled(changed: SandboxPlan, grants: Sequence[Grant], now: float) -> Rules:
+            found = compile_plan(changed, grants=grants, now=now)
+            require_signing(found, authority)
+            return found
+
+        live = LivePolicy(plan, control, compile_plan=compiled, install=install)
+        lease = Lease(control, on_deadline=connections.cut_all, follow=live.follow)
         resolver = Resolver(
             parse_servers(given.upstream_dns),
             # A stand-in by name is dialled by name; the filter only has to know that it exists.
@@ -261,14 +282,14 @@ class Gate:
         def dns_decision(verdict: Verdict, name: str, qtype: int) -> None:
             decisions.record(verdict, kind="dns_query", name=name, detail=TYPE_NAMES.get(qtype, str(qtype)))
 
-        dns = DnsServer(policy, names, resolver, dns_decision)
+        dns = DnsServer(rules.policy, names, resolver, dns_decision)
         dns.open = False
         dialer = Dialer(
-            policy,
+            rules.policy,
             resolver,
             overrides=given.upstreams,
             proxy=given.upstream_proxy,
-            own_allowed=_single_addresses(plan, given.private_hosts),
+            own_allowed=rules.own_allowed,
         )
         journal = SettlementJournal(given.state_dir / "settle.wal", control)
         budget = Budget(
@@ -280,7 +301,7 @@ class Gate:
         )
         context = GateContext(
             sandbox_id=given.sandbox_id,
-            policy=policy,
+            policy=rules.policy,
             evidence=Evidence(decisions, chain),
             lease=lease,
             connections=connections,
@@ -296,11 +317,66 @@ class Gate:
                 added=InsideServices(services, control, sandbox_id=given.sandbox_id),
             ),
             dns=dns,
-            meters=intercepted,
+            meters=rules.meters,
             owned=frozenset(owned),
         )
-        parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease)
-        return cls(context, parts, redirect=given.how == "redirect")
+        parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease, live)
+        gate = cls(context, parts, redirect=given.how == "redirect")
+        return gate
+
+    def install(self, rules: Rules, before: str, after: str) -> int:
+        """
+        Put rules into force between two events of the loop; returns how many connections were cut.
+
+        Args:
+            rules: the new ones.
+            before: version of the policy that counted.
+            after: version of the new one.
+
+        Raises:
+            AuditError: the change cannot be recorded; nothing was changed.
+        """
+        context = self.context
+        same_git = rules.policy.git == context.policy.git
+        ended = [
+            connection
+            for connection in context.connections
+            if not still_allowed(
+                connection,
+                rules,
+                same_git=same_git,
+                judge_peer=connection.destination is None
+                or connection.destination.name not in context.dialer.overrides,
+            )
+        ]
+        context.evidence.event("policy_changed", policy_before=before, policy_after=after, cut=len(ended))
+        context.policy, context.meters = rules.policy, rules.meters
+        context.dialer.use(rules.policy, rules.own_allowed)
+        context.upstreams.forget()
+        self._parts.dns.policy = rules.policy
+        for connection in ended:
+            connection.cut()
+        return len(ended)
+
+    async def answer(self, what: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Answer the supervisor about the policy.
+
+        Args:
+            what: ``policy.check`` or ``policy.refresh``.
+            message: ``policy`` and ``grants`` for a check.
+
+        Raises:
+            KmError: the policy cannot be taken over.
+        """
+        live, lease = self._parts.live, self._parts.lease
+        if what == "policy.check":
+            return live.check(message.get("policy"), message.get("grants"))
+        if what == "policy.refresh":
+            if not await lease.renew():
+                raise lease.error or KmError("the gate gets no lease")
+            return live.describe()
+        raise KmError(f"a gate is not asked {what[:32]!r}")
 
     async def start(self, tcp: socket.socket, dns: socket.socket) -> None:
         """
@@ -337,8 +413,9 @@ class Gate:
             await asyncio.sleep(_TICK_S)
             self._parts.dns.open = self._parts.lease.valid
             try:
+                self._parts.live.expire()
                 self._parts.log.flush()
-            except AuditError as error:
+            except KmError as error:
                 self._log.error("audit_not_written", error=str(error))
 
     async def _reporting(self) -> None:
@@ -391,13 +468,6 @@ def _ca_life(plan: SandboxPlan) -> int:
     """Return how long the sandbox's CA must last, in seconds: it cannot change while a sandbox runs."""
     lifecycle = plan.lifecycle
     return max(lifecycle.max_lifetime_s or 0, lifecycle.ttl_s or 0, _YEAR_S)
-
-
-def _single_addresses(plan: SandboxPlan, private_hosts: Sequence[tuple[str, str]]) -> frozenset[str]:
-    """Return the addresses that plan and operator name one by one: only these may be the host's own."""
-    cidrs = [rule.cidr for rule in plan.network.addresses] + [cidr for _, cidr in private_hosts]
-    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
-    return frozenset(str(n.network_address) for n in networks if n.prefixlen == n.max_prefixlen)
 
 
 def _literal(host: str) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from km_core.errors import KmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from km_net_proxy.http.credentials import Control
 
@@ -25,6 +25,10 @@ RENEW_S = 10.0
 """Seconds between renewals."""
 _RETRY_S = 2.0
 _CHECK_S = 0.5
+
+
+async def _nothing(_version: str, _grants: Any) -> None:
+    """Follow no policy."""
 
 
 def _boot_time() -> float:
@@ -39,8 +43,13 @@ class Lease:
     Args:
         control: the sandbox's connection to the control plane.
         on_deadline: called once when the deadline has passed.
+        follow: takes over the plan and the grants that a lease names, before it counts; when it raises
+            `KmError` there is no lease at once, since what was allowed before may not be any more.
         clock: seconds that only grow, for the validity.
         wall: Unix time, for the deadline.
+
+    Attributes:
+        error: why the last renewal failed.
     """
 
     def __init__(
@@ -48,11 +57,15 @@ class Lease:
         control: Control,
         *,
         on_deadline: Callable[[], object],
+        follow: Callable[[str, Any], Awaitable[None]] = _nothing,
         clock: Callable[[], float] = _boot_time,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._control = control
         self._on_deadline = on_deadline
+        self._follow = follow
+        self._renewal = asyncio.Lock()
+        self.error: KmError | None = None
         self._clock = clock
         self._wall = wall
         self._until = 0.0
@@ -75,12 +88,27 @@ class Lease:
 
     async def renew(self) -> bool:
         """Ask for the lease once; returns whether it was given."""
+        # One after the other: the answer that came last is the one that counts.
+        async with self._renewal:
+            return await self._renew()
+
+    async def _renew(self) -> bool:
         asked = self._clock()
+        self.error = None
         try:
             answer = await self._control.call("lease", holder="gate")
             valid_s, deadline = float(answer["valid_s"]), float(answer["deadline"])
-        except (KmError, KeyError, TypeError, ValueError) as error:
+            version, grants = str(answer["policy_version"]), answer.get("grants", ())
+        except (KmError, KeyError, TypeError, ValueError, AttributeError) as error:
+            self.error = error if isinstance(error, KmError) else KmError("the lease cannot be read")
             self._log.warning("lease_not_renewed", error=str(error))
+            return False
+        try:
+            await self._follow(version, grants)
+        except KmError as error:
+            self.error = error
+            self._until = 0.0
+            self._log.error("policy_not_taken_over", error=str(error))
             return False
         # Counted from the question: an answer that took long must not last longer than was meant.
         self._until = asked + valid_s

@@ -113,6 +113,19 @@ class Authority:
             ) from error
         return cls(loaded, _load_key(key))
 
+    def signs_for(self, name: str) -> bool:
+        """Whether a leaf for a canonical name would be within the authority's name constraints."""
+        try:
+            found = self._certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        except x509.ExtensionNotFound:
+            return True
+        # As RFC 5280 section 4.2.1.10 has it: the name itself and what is below it.
+        return any(
+            isinstance(subtree, x509.DNSName)
+            and (name == subtree.value or name.endswith(f".{subtree.value}"))
+            for subtree in found.value.permitted_subtrees or ()
+        )
+
     @property
     def pem(self) -> str:
         """The CA certificate, PEM."""

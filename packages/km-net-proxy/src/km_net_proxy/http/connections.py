@@ -7,8 +7,10 @@ import itertools
 from typing import TYPE_CHECKING
 
 import structlog
+from attrs import frozen
 
 if TYPE_CHECKING:
+    import ipaddress
     from collections.abc import Callable, Coroutine, Iterator
 
 HEAD_TIMEOUT_S = 60.0
@@ -21,21 +23,36 @@ CALL_TIMEOUT_S = 840.0
 _TRACEBACKS = 20
 
 
+@frozen
+class Destination:
+    """Where a connection was allowed to: a canonical name, or else an address."""
+
+    name: str
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
+    port: int
+
+
 class Connection:
     """
     One accepted connection.
 
     Attributes:
+        destination: what it was allowed to reach last, to be judged again when the policy changes.
+        peer: ``address:port`` that was dialled for it by itself; empty for none, or through a proxy.
+        unopened: whether it carries bytes that the gate does not open.
         number: correlation id in the audit records, unique in the gate's life.
         expires: loop time at which it is cut; its owner moves it on as bytes flow.
     """
 
-    __slots__ = ("_loop", "_task", "expires", "number")
+    __slots__ = ("_loop", "_task", "destination", "expires", "number", "peer", "unopened")
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         self.number = number
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
+        self.destination: Destination | None = None
+        self.peer = ""
+        self.unopened = False
         self.expires = loop.time() + HEAD_TIMEOUT_S
 
     def bind(self, task: asyncio.Task[None]) -> None:

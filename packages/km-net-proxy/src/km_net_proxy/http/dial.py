@@ -133,6 +133,11 @@ class Dialer:
         self._own_allowed = own_allowed
         self._own: dict[str, tuple[float, bool]] = {}
 
+    def use(self, policy: NetworkPolicy, own_allowed: frozenset[str]) -> None:
+        """Judge by another policy from now on."""
+        self._policy = policy
+        self._own_allowed = own_allowed
+
     async def name(self, name: str, port: int) -> Dialled:
         """
         Connect to a canonical name that policy has allowed.

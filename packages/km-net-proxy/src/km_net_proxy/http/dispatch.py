@@ -19,7 +19,7 @@ from attrs import evolve
 from km_core.errors import AuditError
 from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
-from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
+from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_request
 from km_net_proxy.http.hello import ClientHello, HelloError
@@ -154,6 +154,7 @@ class Dispatcher:
         if not verdict.allow:
             await self._refuse(connection, sock, verdict, scope, recorded=True)
             return False
+        connection.destination = Destination(scope.name, scope.address, scope.port)
         if not self._gate.lease.valid:
             # HTTP and intercepted hosts answer 503 in their own words; the rest is just closed.
             if scope.port == 80 or (scope.port == 443 and self._gate.intercepts(scope.name)):
@@ -280,6 +281,7 @@ class Dispatcher:
     ) -> None:
         """Dial and move bytes both ways; its end is recorded with what it moved."""
         started = time.monotonic()
+        connection.unopened = True
         if not self._gate.lease.valid:
             # Asked here too: the client may have taken its time, and nothing is dialled without a lease.
             self._judge.decided(_LAPSED, scope)
@@ -296,6 +298,7 @@ class Dispatcher:
             )
             reset_on_close(sock)
             return
+        connection.peer = "" if " via " in dialled.address else dialled.address
         error_text = ""
         relay: Relay | None = None
         try:
@@ -351,6 +354,7 @@ class Dispatcher:
         if isinstance(scope, bytes):
             await self._last_words(connection, sock, scope)
             return
+        connection.destination = Destination(scope.name, scope.address, scope.port)
         sock.send(_ESTABLISHED)  # the first bytes into an empty buffer
         if scope.address is not None:
             await self._serve_literal(connection, sock, scope)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from km_core.errors import AuditError, KmError
 from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
-from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
+from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
 from km_net_proxy.http.head import HeadError, RequestHead, check_partial, parse_request
@@ -220,6 +220,8 @@ class Session:
         if not verdict.allow:
             page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
             raise RequestRefused(403, page)
+        name = "" if named.address is not None else named.host
+        self.connection.destination = Destination(name, named.address, named.port)
 
     def deny(self, rule: str, layer: str, reason: str, target: Target) -> None:
         """Record and answer a denial that is not the network policy's."""

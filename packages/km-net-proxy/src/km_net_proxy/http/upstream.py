@@ -194,6 +194,14 @@ class Upstreams:
         kept.append((asyncio.get_running_loop().time() + KEEP_S, again))
         self._count += 1
 
+    def forget(self) -> None:
+        """Close what is kept and not in use: it was opened under rules that no longer count."""
+        for kept in self._idle.values():
+            for _, upstream in kept:
+                upstream.stream.abort()
+        self._idle.clear()
+        self._count = 0
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(5)
@@ -214,11 +222,7 @@ class Upstreams:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
             self._sweeper = None
-        for kept in self._idle.values():
-            for _, upstream in kept:
-                upstream.stream.abort()
-        self._idle.clear()
-        self._count = 0
+        self.forget()
 
 
 async def _plain(dialled: Dialled, key: Key) -> Upstream:
