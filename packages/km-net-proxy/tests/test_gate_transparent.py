@@ -335,10 +335,18 @@ def test_an_allowed_literal_address_is_dialled_but_never_for_an_intercepted_name
                 return Dialled(left, f"{address}:{port}")
 
             rig.gate.context.dialer.literal = literal
-            with pytest.raises((ssl.SSLError, ConnectionError)):
+            with pytest.raises(ssl.SSLError, match="ACCESS_DENIED"):
                 await asyncio.open_connection(
                     "127.0.0.1", rig.front("192.0.2.9", 443), ssl=context, server_hostname=AI
                 )
+            assert dialled == []
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            with pytest.raises(ssl.SSLWantReadError):
+                context.wrap_bio(incoming, outgoing, server_hostname="plain.test").do_handshake()
+            _, writer = await asyncio.open_connection("127.0.0.1", rig.front("192.0.2.9", 443))
+            writer.write(outgoing.read())
+            await until(lambda: dialled)
+            writer.close()
             rig.pair.close()
             assert dialled == [("192.0.2.9", 443)]
             reasons = [event.get("reason", "") for event in rig.events()]

@@ -32,8 +32,6 @@ from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import attach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.dial import Dialled
@@ -144,6 +142,9 @@ class Dispatcher:
             if first[:1] != bytes([_TLS_BYTE]):
                 await self._http(connection, sock, scope)
                 return
+        elif scope.port == 443:
+            await self._tls(connection, sock, scope)
+            return
         await self._opaque(connection, sock, scope)
 
     async def _allowed(
@@ -227,7 +228,7 @@ class Dispatcher:
         stream.close()
 
     async def _tls(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
-        """Judge a TLS connection to a name by its ClientHello; open it or pass it on."""
+        """Judge a TLS connection by its ClientHello; open it or pass it on."""
         try:
             hello = await peek_hello(sock)
         except HelloError as error:
@@ -268,7 +269,7 @@ class Dispatcher:
 
     async def _opaque(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         """Pass on a connection on a port of its own; TLS inside it is still judged by its name."""
-        await self._tunnel(connection, sock, scope, check=lambda data: self._judge.first_bytes(data, scope))
+        await self._tunnel(connection, sock, scope)
 
     async def _tunnel(
         self,
@@ -277,7 +278,6 @@ class Dispatcher:
         scope: Scope,
         *,
         hello: ClientHello | None = None,
-        check: Callable[[bytes], int] | None = None,
     ) -> None:
         """Dial and move bytes both ways; its end is recorded with what it moved."""
         started = time.monotonic()
@@ -302,7 +302,15 @@ class Dispatcher:
         error_text = ""
         relay: Relay | None = None
         try:
-            relay = Relay(sock, dialled.sock, connection, idle_s=IDLE_TIMEOUT_S, check=check)
+            check = self._judge.tunnel(scope, hello)
+            relay = Relay(
+                sock,
+                dialled.sock,
+                connection,
+                idle_s=IDLE_TIMEOUT_S,
+                check=check.up,
+                answer_check=check.down,
+            )
             await relay.run()
         except OSError as error:
             error_text = type(error).__name__
@@ -321,7 +329,6 @@ class Dispatcher:
                 address=dialled.address,
                 port=scope.port,
                 sni="" if hello is None else hello.sni or "",
-                ech="offered" if hello is not None and hello.ech else "",
                 bytes_up=up,
                 bytes_down=down,
                 duration_ms=int((time.monotonic() - started) * 1000),

@@ -19,6 +19,7 @@ _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _EXT_SNI = 0
 _EXT_ALPN = 16
+_EXT_EARLY_DATA = 42
 _EXT_ECH = 0xFE0D
 _EXT_ESNI = 0xFFCE
 
@@ -37,12 +38,14 @@ class ClientHello:
         alpn: protocols offered, in order.
         ech: whether Encrypted ClientHello (or its GREASE form) is present; *sni* is the outer name.
         size: bytes of the stream that hold the message's records.
+        early_data: whether application data may follow before the server has answered.
     """
 
     sni: str | None
     alpn: tuple[str, ...]
     ech: bool
     size: int
+    early_data: bool = False
 
 
 def read_client_hello(data: bytes) -> ClientHello | int:
@@ -82,8 +85,10 @@ def read_client_hello(data: bytes) -> ClientHello | int:
             return position
     if len(message) != needed:
         raise HelloError("bytes after the ClientHello in its record")
-    sni, alpn, ech = _parse(bytes(message[4:]))
-    return ClientHello(sni, alpn, ech, position)
+    sni, alpn, kinds = _parse(bytes(message[4:]))
+    return ClientHello(
+        sni, alpn, bool(kinds & {_EXT_ECH, _EXT_ESNI}), position, early_data=_EXT_EARLY_DATA in kinds
+    )
 
 
 def _check_start(data: bytes, position: int) -> None:
@@ -116,9 +121,12 @@ class _Reader:
         return self.position == len(self.data)
 
 
-def _parse(body: bytes) -> tuple[str | None, tuple[str, ...], bool]:
+def _parse(body: bytes) -> tuple[str | None, tuple[str, ...], set[int]]:
+    """Return the server name, the protocols offered and the types of all extensions."""
     reader = _Reader(body)
-    reader.take(2 + 32)
+    if reader.take(2)[0] != 3:
+        raise HelloError("not a version of TLS")
+    reader.take(32)
     if len(reader.vector(1)) > 32:
         raise HelloError("the session id is too long")
     suites = reader.vector(2)
@@ -127,7 +135,7 @@ def _parse(body: bytes) -> tuple[str | None, tuple[str, ...], bool]:
     if not reader.vector(1):
         raise HelloError("the list of compression methods is empty")
     if reader.at_end():
-        return None, (), False
+        return None, (), set()
     extensions = _Reader(reader.vector(2))
     if not reader.at_end():
         raise HelloError("bytes after the extensions")
@@ -144,7 +152,7 @@ def _parse(body: bytes) -> tuple[str | None, tuple[str, ...], bool]:
             sni = _server_name(value)
         elif kind == _EXT_ALPN:
             alpn = _protocols(value)
-    return sni, alpn, bool(seen & {_EXT_ECH, _EXT_ESNI})
+    return sni, alpn, seen
 
 
 def _server_name(value: bytes) -> str:
@@ -169,5 +177,8 @@ def _protocols(value: bytes) -> tuple[str, ...]:
         raise HelloError("bytes after the protocol list")
     result = []
     while not names.at_end():
-        result.append(names.vector(1).decode("latin-1"))
+        protocol = names.vector(1)
+        if not protocol:
+            raise HelloError("an empty protocol name")
+        result.append(protocol.decode("latin-1"))
     return tuple(result)

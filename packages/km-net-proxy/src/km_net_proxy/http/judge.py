@@ -11,11 +11,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from km_core.errors import AuditError
-from km_core.policy import canonical_name, parse_address
+from km_core.policy import ai_vendor, canonical_name, is_public_resolver, parse_address
 from km_core.types import Verdict
 from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
 from km_net_proxy.http.refusal import printable
 from km_net_proxy.http.relay import PASS, REFUSE
+from km_net_proxy.http.second_hello import SecondHello
 
 if TYPE_CHECKING:
     from km_net_proxy.http.context import GateContext
@@ -59,7 +60,19 @@ class Judge:
         )
 
     def hello(self, hello: ClientHello, scope: Scope) -> Verdict:
-        """Say whether a ClientHello names what was dialled."""
+        """Say whether a ClientHello names what was dialled, and nothing in it could name something else."""
+        if hello.ech and not self._gate.intercepts(scope.name):
+            # What it hides is the name the server will read.  Where the gate ends TLS itself nothing can
+            # be hidden from it.
+            return Verdict(
+                False,
+                "builtin:tls-ech",
+                "tls",
+                "tls_ech: an encrypted ClientHello can hide another server name",
+            )
+        return self._named_hello(hello, scope) if scope.name else self._literal_hello(hello, scope)
+
+    def _named_hello(self, hello: ClientHello, scope: Scope) -> Verdict:
         if hello.sni is None:
             return Verdict(False, "builtin:tls-sni-missing", "tls", "tls_sni_missing: no server name is sent")
         try:
@@ -75,38 +88,51 @@ class Judge:
             )
         return Verdict(True, "builtin:tls-sni", "tls", "the server name is the name that was dialled")
 
-    def first_bytes(self, data: bytes, scope: Scope) -> int:
-        """Judge the first bytes a client sends into an opaque tunnel (see `relay.Check`)."""
+    def tunnel(self, scope: Scope, hello: ClientHello | None = None) -> TunnelCheck:
+        """
+        Return the judge of what moves through one tunnel.
+
+        Args:
+            scope: where it leads.
+            hello: the ClientHello at its start when that has been judged already.
+        """
+        return TunnelCheck(self, scope, hello)
+
+    def first_bytes(self, data: bytes, scope: Scope) -> ClientHello | int:
+        """
+        Judge the first bytes a client sends into an opaque tunnel (see `relay.Check`).
+
+        Returns:
+            The ClientHello when there is one that may pass, else the answer.
+
+        Raises:
+            HelloError: what looked like TLS is none.
+        """
         if not data:
             return PASS
-        try:
-            if data[0] == _TLS_BYTE:
-                found = read_client_hello(data)
-                if isinstance(found, int):
-                    return found
-                return self._opaque_hello(found, scope)
-            if self._gate.policy.https_only and any(method.startswith(data) for method in _METHODS):
-                return len(data) + 1
-            if self._gate.policy.https_only and data.startswith(_METHODS):
-                verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
-                self.decided(verdict, scope)
-                return REFUSE
-        except HelloError as error:
-            self._refused_quietly(Verdict(False, "builtin:tls-malformed", "tls", str(error)), scope)
+        if data[0] == _TLS_BYTE:
+            found = read_client_hello(data)
+            if isinstance(found, int):
+                return found
+            verdict = self.hello(found, scope)
+            if verdict.allow:
+                return found
+            self.decided(verdict, scope, sni=found.sni or "")
             return REFUSE
-        except AuditError:
+        if self._gate.policy.https_only and any(method.startswith(data) for method in _METHODS):
+            return len(data) + 1
+        if self._gate.policy.https_only and data.startswith(_METHODS):
+            verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
+            self.decided(verdict, scope)
             return REFUSE
         return PASS
 
-    def _opaque_hello(self, hello: ClientHello, scope: Scope) -> int:
-        verdict = self.hello(hello, scope) if scope.name else self._literal_hello(hello)
-        if verdict.allow:
-            return PASS
-        self.decided(verdict, scope, sni=hello.sni or "")
-        return REFUSE
+    def _literal_hello(self, hello: ClientHello, scope: Scope) -> Verdict:
+        """
+        A server name towards an allowed address: any but those that a rule of their own must open.
 
-    def _literal_hello(self, hello: ClientHello) -> Verdict:
-        """A server name towards an allowed address: any but a model host's, which is reached by name only."""
+        Model hosts are reached by name only; a public resolver would carry names past the DNS filter.
+        """
         allowed = Verdict(True, "builtin:tls-literal", "tls", "the address is allowed")
         if hello.sni is None:
             return allowed
@@ -117,16 +143,72 @@ class Judge:
                 return allowed  # forbidden by RFC 6066, sent by some clients, and no name
             reason = "tls_sni_malformed: the server name is none"
             return Verdict(False, "builtin:tls-malformed", "tls", reason)
-        model_host = name in self._gate.owned or self._gate.intercepts(name)
-        if model_host or self._gate.policy.connect(name, 443, "tls").rule == "builtin:unmetered-ai-host":
+        policy = self._gate.policy
+        if (
+            name in self._gate.owned
+            or self._gate.intercepts(name)
+            or (policy.ai_ceiling and ai_vendor(name) is not None)
+        ):
             return Verdict(
                 False,
                 "builtin:tls-sni-mismatch",
                 "tls",
                 "tls_sni_mismatch: this host is not reached by address",
             )
+        if is_public_resolver(name) and not policy.connect(name, scope.port, "tls").allow:
+            return Verdict(
+                False,
+                "builtin:public-resolver",
+                "tls",
+                "DNS over HTTPS would pass the DNS filter by; only an exact rule opens this host",
+            )
         return allowed
 
-    def _refused_quietly(self, verdict: Verdict, scope: Scope) -> None:
+    def refused_quietly(self, error: HelloError, scope: Scope) -> None:
+        """Record that bytes were cut off; they do not pass whether or not that succeeds."""
         with contextlib.suppress(AuditError):
-            self.decided(verdict, scope)
+            self.decided(Verdict(False, "builtin:tls-malformed", "tls", str(error)), scope)
+
+
+class TunnelCheck:
+    """
+    Judges what moves through one tunnel until nothing that follows can name a host.
+
+    Args:
+        judge: decides and records.
+        scope: where the tunnel leads.
+        hello: the ClientHello at its start when that has been judged already.
+    """
+
+    def __init__(self, judge: Judge, scope: Scope, hello: ClientHello | None) -> None:
+        self._judge = judge
+        self._scope = scope
+        self._second = SecondHello(self._another)
+        self._begun = hello is not None
+        if hello is not None:
+            self._second.begin(hello)
+
+    def up(self, data: bytes) -> int:
+        """Look at what the client sends (see `relay.Check`)."""
+        try:
+            if not self._begun:
+                found = self._judge.first_bytes(data, self._scope)
+                if isinstance(found, int):
+                    return found
+                self._begun = True
+                self._second.begin(found)
+            return self._second.up(data)
+        except HelloError as error:
+            self._judge.refused_quietly(error, self._scope)
+        except AuditError:
+            pass
+        return REFUSE
+
+    def down(self, data: bytes) -> int:
+        """Look at what the server sends."""
+        return self._second.down(data)
+
+    def _another(self, hello: ClientHello) -> None:
+        verdict = self._judge.hello(hello, self._scope)
+        if not verdict.allow:
+            raise HelloError(f"second ClientHello: {verdict.reason}")

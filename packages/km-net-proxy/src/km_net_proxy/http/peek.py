@@ -14,6 +14,9 @@ import socket
 from km_net_proxy.http.hello import MAX_HELLO, ClientHello, HelloError, read_client_hello
 
 _WINDOW = MAX_HELLO + 16 * 1024
+_LARGE = 8 * 1024
+"""From here on a message in small segments may not fit into the buffer a socket begins with."""
+_ROOM = 1024 * 1024
 
 
 async def peek(sock: socket.socket, needed: int = 1) -> bytes:
@@ -32,6 +35,9 @@ async def peek(sock: socket.socket, needed: int = 1) -> bytes:
                 if len(data) >= needed or not data or low >= needed > 1:
                     return data
             if needed > low:
+                if needed > _LARGE >= low:
+                    # Each segment costs the kernel a buffer of its own, however short it is.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
                 low = needed
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
             ready: asyncio.Future[None] = loop.create_future()

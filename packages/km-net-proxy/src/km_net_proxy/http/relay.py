@@ -32,11 +32,15 @@ _F_SETPIPE_SZ = 1031
 _HALF_CLOSED_S = 60.0
 
 Check = "Callable[[bytes], int]"
-"""Judges the first bytes of a direction: 0 lets them pass, a positive number is how many bytes it
-needs, a negative one ends the tunnel."""
+"""Judges the first bytes of a direction: a positive number is how many bytes it needs before it can say,
+else one of `PASS`, `WATCH` and `REFUSE`."""
 
 PASS = 0
+"""These bytes and all that follow may move."""
 REFUSE = -1
+"""The tunnel ends."""
+WATCH = -2
+"""These bytes may move; the next ones are judged too."""
 
 
 class _Half:
@@ -69,6 +73,8 @@ class _Half:
             return
         except OSError as error:
             self.relay.fail(error)
+        except Exception as error:  # noqa: BLE001 - what a check cannot understand must not move
+            self.relay.fail(error)
 
     def judge(self, data: bytes) -> bytes:
         """Return what may be moved of the first bytes: nothing until the check has seen enough."""
@@ -76,12 +82,13 @@ class _Half:
             return data
         data = self.judged + data
         verdict = self.check(data)
-        if verdict < 0:
-            raise ConnectionError("refused")
         if verdict > len(data):
             self.judged = data
             return b""
-        self.check = None
+        if verdict not in (PASS, WATCH):
+            raise ConnectionError("refused")
+        if verdict == PASS:
+            self.check = None
         self.judged = b""
         return data
 
@@ -105,7 +112,7 @@ class _Half:
         if sent < len(data):
             self.pending = data[sent:]
             self.wait_to_write()
-        elif self.moved > SPLICE_AFTER:
+        elif self.moved > SPLICE_AFTER and self.check is None:
             self.open_pipe()
 
     def open_pipe(self) -> None:
@@ -188,7 +195,8 @@ class Relay:
         server: non-blocking socket of the outside.
         connection: whose time is extended as bytes move.
         idle_s: seconds without a byte after which the tunnel is cut.
-        check: judges the client's first bytes before any of them moves (see `PASS`, `REFUSE`).
+        check: judges the client's first bytes before any of them moves (see `Check`).
+        answer_check: looks at the server's in the same way.
     """
 
     def __init__(
@@ -199,6 +207,7 @@ class Relay:
         *,
         idle_s: float,
         check: Callable[[bytes], int] | None = None,
+        answer_check: Callable[[bytes], int] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._connection = connection
@@ -207,6 +216,7 @@ class Relay:
         self._up = _Half(self, client, server)
         self._down = _Half(self, server, client)
         self._up.check = check
+        self._down.check = answer_check
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -237,7 +247,7 @@ class Relay:
             self._idle_s = min(self._idle_s, _HALF_CLOSED_S)
             self.touch()
 
-    def fail(self, error: OSError) -> None:
+    def fail(self, error: Exception) -> None:
         """End both directions at once, passing a reset on as a reset."""
         if self._over.done():
             return
