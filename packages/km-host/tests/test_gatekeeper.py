@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from km_core.errors import AuditError, ProvisionError
+from km_core.errors import AuditError, ControlUnavailableError, ProvisionError
 from km_host.gatekeeper import GateKeeper, GateTiming, reset_waiting
 from km_host.listeners import Listeners
 
@@ -22,6 +22,8 @@ FAST = GateTiming(ready_s=0.5, ping_s=0.02, silent_s=0.2, failures=3, window_s=1
 
 class FakeGate:
     """A gate in this process: says what it is told to, then answers pings until killed."""
+
+    reply = {"result": {"x": 1}}  # noqa: RUF012 - replaced whole, never changed
 
     def __init__(self, says, answers=True):
         self.channel, self.theirs = socket.socketpair()
@@ -42,8 +44,12 @@ class FakeGate:
                 buffer += data
                 while b"\n" in buffer:
                     line, _, buffer = buffer.partition(b"\n")
-                    if answers:
-                        pong = {"pong": json.loads(line)["ping"], "lease": "valid", "connections": 3}
+                    message = json.loads(line)
+                    if "ask" in message:
+                        reply = {"answer": message["ask"], **self.reply}
+                        await loop.sock_sendall(self.theirs, json.dumps(reply).encode() + b"\n")
+                    elif answers:
+                        pong = {"pong": message["ping"], "lease": "valid", "connections": 3}
                         await loop.sock_sendall(self.theirs, json.dumps(pong).encode() + b"\n")
 
     def end(self, code=0):
@@ -173,6 +179,33 @@ def test_a_gates_own_error_is_passed_on():
             await scene.keeper.start()
 
     play(scenario, ([{"ready": False, "error": {"code": "audit", "what": "the chain is broken"}}],))
+
+
+def test_a_question_gets_the_gates_answer_or_its_error():
+    async def scenario(scene):
+        await scene.keeper.start()
+        task = asyncio.ensure_future(scene.keeper.run())
+        assert await scene.keeper.ask("policy.check", policy=None) == {"x": 1}
+        scene.gates[0].reply = {"error": AuditError("no room").to_dict()}
+        with pytest.raises(AuditError, match="no room"):
+            await scene.keeper.ask("policy.refresh")
+        task.cancel()
+
+    play(scenario, ([READY],))
+
+
+def test_a_question_to_a_gate_that_ends_or_is_not_there_fails_at_once():
+    async def scenario(scene):
+        with pytest.raises(ControlUnavailableError):
+            await scene.keeper.ask("policy.refresh")
+        await scene.keeper.start()
+        asked = asyncio.ensure_future(scene.keeper.ask("policy.refresh"))
+        await asyncio.sleep(0)
+        await scene.keeper.stop()
+        with pytest.raises(ControlUnavailableError):
+            await asked
+
+    play(scenario, ([READY],))
 
 
 def test_an_ended_gate_is_replaced_and_told():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import socket
 import struct
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from km_core.errors import KmError, ProvisionError, from_dict
+from km_core.errors import ControlUnavailableError, KmError, ProvisionError, from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,6 +44,7 @@ class GateTiming:
     failures: int = 5
     window_s: float = 60.0
     pause_s: float = 0.1
+    answer_s: float = 15.0
 
 
 GATE_TIMING = GateTiming()
@@ -85,6 +87,8 @@ class GateKeeper:
         self._failures: collections.deque[float] = collections.deque(maxlen=timing.failures)
         self._heard = 0.0
         self._pong: dict[str, Any] = {}
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers = itertools.count(1)
         self.ca_pem = ""
         self.restarts = 0
         self.state = "starting"
@@ -115,6 +119,34 @@ class GateKeeper:
             await self.stop()
             raise
         return self.ca_pem
+
+    async def ask(self, what: str, **data: Any) -> Any:
+        """
+        Ask the gate something (docs/internals.md, "Bootstrap of a gate").
+
+        Raises:
+            ControlUnavailableError: no gate answers; one that starts later asks the control plane itself.
+            KmError: what it answered.
+        """
+        writer = self._writer
+        if self.state != "running" or writer is None:
+            raise ControlUnavailableError("the gate does not answer", why=f"it is {self.state}")
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        try:
+            async with asyncio.timeout(self._timing.answer_s):
+                writer.write(json.dumps({"ask": number, "what": what, **data}).encode() + b"\n")
+                answer = await future
+        except (OSError, TimeoutError) as error:
+            raise ControlUnavailableError(
+                "the gate does not answer", why=str(error) or f"not within {self._timing.answer_s:g} s"
+            ) from error
+        finally:
+            self._asked.pop(number, None)
+        if "error" in answer:
+            raise from_dict(answer["error"])
+        return answer.get("result")
 
     async def run(self) -> None:
         """Watch and replace gates until cancelled, or until enforcement is lost."""
@@ -148,6 +180,9 @@ class GateKeeper:
         """End the gate, whatever state it is in."""
         gate, writer = self._gate, self._writer
         self._gate = self._reader = self._writer = None
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(ConnectionError("it ended"))
         if writer is not None:
             writer.close()
         if gate is not None:
@@ -204,6 +239,9 @@ class GateKeeper:
             if "pong" in message:
                 self._pong = message
                 self._heard = time.monotonic()
+            future = self._asked.get(message.get("answer", 0))
+            if future is not None and not future.done():
+                future.set_result(message)
 
     async def _ping(self) -> None:
         number = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from km_core.control import ops
 from km_core.control.server import ControlServer
-from km_core.errors import GuardError, KmError, ProvisionError
+from km_core.errors import ControlUnavailableError, GuardError, KmError, ProvisionError
 from km_host.backend import ExecBackend
 from km_host.bootstrap import make_bootstrap
 from km_host.fds import peer_of, receive_frame, send_frame
@@ -34,6 +34,8 @@ STOP_TIMEOUT_S = 10.0
 MAX_CLIENTS = 400
 """Commands at a time, others wait: the gate's restart must never lack a descriptor (usually 1024)."""
 ACCEPT_PAUSE_S = 0.5
+MAX_GRANTS = 4096
+"""More than any control plane gives one sandbox."""
 LOGS = ("gate.log", "pod.log")
 """Files in the log directory that are kept from growing for ever; ``init.log`` ends at its bound."""
 LOGS_S = 5.0
@@ -266,6 +268,11 @@ class Pod:
             "stop": ops.Op(self._op_stop, {"timeout_s": ops.number(0, 600)}, frozenset({"timeout_s"})),
             "freeze": ops.Op(self._op_freeze),
             "thaw": ops.Op(self._op_thaw),
+            "policy.check": ops.Op(
+                self._op_check_policy,
+                {"policy": ops.nullable(ops.mapping), "grants": ops.listing(MAX_GRANTS)},
+            ),
+            "policy.refresh": ops.Op(self._op_refresh_policy),
         }
 
     def _status(self) -> dict[str, Any]:
@@ -299,6 +306,20 @@ class Pod:
         self.stop("operator", timeout_s)
         await self._gone.wait()
         return {}
+
+    async def _op_check_policy(
+        self, _peer: ops.Peer, policy: dict[str, Any] | None, grants: list[Any]
+    ) -> dict[str, Any]:
+        return await self._ask("policy.check", policy=policy, grants=grants)
+
+    async def _op_refresh_policy(self, _peer: ops.Peer) -> dict[str, Any]:
+        return await self._ask("policy.refresh")
+
+    async def _ask(self, what: str, **data: Any) -> dict[str, Any]:
+        if self._keeper is None:
+            raise ControlUnavailableError("the gate does not answer", why="it was never started")
+        answer: dict[str, Any] = await self._keeper.ask(what, **data)
+        return answer
 
     async def _op_freeze(self, _peer: ops.Peer) -> dict[str, Any]:
         if self._state == "running":

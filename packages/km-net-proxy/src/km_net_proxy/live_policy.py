@@ -103,7 +103,7 @@ def require_signing(rules: Rules, authority: Authority) -> None:
         raise GuardError(
             "the policy needs hosts opened that the sandbox's CA was not made for",
             where=", ".join(missing[:3]) + (" ..." if len(missing) > 3 else ""),
-            hint="km stop and km resume make it anew, or create another sandbox",
+            hint="change it between km stop and km resume, which makes the CA anew",
         )
 
 

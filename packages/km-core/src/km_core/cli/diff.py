@@ -9,7 +9,7 @@ import click
 from km_core.cli.output import emit_json, note, paint, printable
 
 if TYPE_CHECKING:
-    from km_core.compile.diff import Change
+    from km_core.compile.diff import Change, PlanDiff
     from km_core.compile.pipeline import Compiled
 
 
@@ -48,14 +48,19 @@ def diff(
     elif not found:
         click.echo("No differences.")
     else:
-        for title, sign, changes in (
-            ("loosened", "+", found.loosened),
-            ("tightened", "-", found.tightened),
-            ("other", "~", found.other),
-        ):
-            _show(title, sign, changes)
+        show_diff(found)
     if exit_code and found.loosened:
         ctx.exit(1)
+
+
+def show_diff(found: PlanDiff) -> None:
+    """Print the differences by what they do."""
+    for title, sign, changes in (
+        ("loosened", "+", found.loosened),
+        ("tightened", "-", found.tightened),
+        ("other", "~", found.other),
+    ):
+        _show(title, sign, changes)
 
 
 def _show(title: str, sign: str, changes: tuple[Change, ...]) -> None:

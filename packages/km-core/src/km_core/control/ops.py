@@ -123,6 +123,17 @@ def mapping(where: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def listing(most: int) -> Check:
+    """Return a check for a list of at most *most* items of any kind."""
+
+    def check(where: str, value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise UsageError(f"must be a list of at most {most} items", where=where)
+        return value
+
+    return check
+
+
 def texts(*, longest: int = 256, most: int = 256) -> Check:
     """Return a check for a list of at most *most* strings."""
     one = text(longest=longest)

@@ -1,0 +1,211 @@
+"""Changing the policy of a living sandbox: all of it or nothing, and only the policy."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from km_core.compile.diff import PlanDiff, diff_plans
+from km_core.compile.grant import grant_entry
+from km_core.compile.load import load_document
+from km_core.compile.pipeline import Overrides, effective_text, plan_from_file
+from km_core.control.rpc import ControlClient
+from km_core.errors import ControlUnavailableError, GuardError, KmError, PlanError
+from km_core.lifecycle.interrupts import CLEANING, undisturbed
+from km_core.lifecycle.locks import exclusive
+from km_core.lifecycle.plan_file import DAMAGED, PROFILE
+from km_core.plan import policy_data
+
+if TYPE_CHECKING:
+    from km_core.lifecycle.session import Session
+    from km_core.plan import SandboxPlan
+    from km_core.types import SandboxRecord
+
+GATE_TIMEOUT_S = 30.0
+_SECTIONS = ("network", "sourceAccess")
+
+
+@frozen
+class Applied:
+    """
+    What `apply_policy` did, or would do.
+
+    Attributes:
+        before: version of the policy that counted.
+        after: version of the new one; the same when there is nothing to change.
+        diff: what the new one loosens and tightens.
+        in_force: whether the gate has taken it over; False when none runs, which takes it over at its start.
+        cut: connections that it ended.
+    """
+
+    before: str
+    after: str
+    diff: PlanDiff
+    in_force: bool = False
+    cut: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "policy_before": self.before,
+            "policy_after": self.after,
+            "in_force": self.in_force,
+            "cut": self.cut,
+            **self.diff.to_dict(),
+        }
+
+
+def apply_policy(
+    session: Session, record: SandboxRecord, path: str, *, policy_only: bool = False, dry_run: bool = False
+) -> Applied:
+    """
+    Let the network and source rules of a profile replace those of a sandbox.
+
+    Args:
+        session: the connection.
+        record: the sandbox.
+        path: the profile, or the name of one.
+        policy_only: leave everything else of the profile aside; else a difference there is refused.
+        dry_run: only say what would happen; the gate is asked whether it could.
+
+    Raises:
+        ProfileError: the profile is invalid.
+        GuardError: more than the policy differs, or the gate cannot follow; nothing was changed.
+        KmError: it could not be put into force; the policy is the one before.
+    """
+    compiled = plan_from_file(path, session.config, session.plugins, Overrides(substrate=record.substrate))
+    with exclusive(session.config, record.id):
+        record = session.record(record.id)
+        old = session.plan(record)
+        old_text = _profile_of(session, record, old)
+        text = _merged(old_text, compiled.text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        wanted = compiled.plan
+        new = evolve(old, network=wanted.network, git=wanted.git, profile_digest=digest)
+        _require_followed(old, new)
+        rest = diff_plans(new, wanted)
+        if rest and not policy_only:
+            raise GuardError(
+                "the profile changes more than the policy",
+                where=path,
+                why="; ".join(c.text for c in (*rest.loosened, *rest.tightened, *rest.other)[:5]),
+                hint="create another sandbox, or take its policy alone with --policy-only",
+            )
+        metered = [host for meter in session.plugins.meters().values() for host in meter.hosts]
+        diff = diff_plans(old, new, metered_hosts=metered)
+        shown = session.control.call("policy.get", id=record.id)
+        before = str(shown["policy_version"])
+        if new == evolve(old, profile_digest=digest):
+            return Applied(before, before, diff)
+        checked = ask_gate(session, record, "policy.check", policy=policy_data(new), grants=shown["grants"])
+        if dry_run:
+            after = before if checked is None else str(checked["policy_version"])
+            return Applied(before, after, diff)
+        _apply(session, record, new, text, expect=old.digest())
+        try:
+            told = ask_gate(session, record, "policy.refresh")
+        except KmError:
+            with undisturbed(CLEANING):
+                _apply(session, record, old, old_text, expect=new.digest())
+                with contextlib.suppress(KmError):
+                    ask_gate(session, record, "policy.refresh")
+            raise
+        after = str(session.control.call("policy.get", id=record.id)["policy_version"])
+        return Applied(before, after, diff, told is not None, 0 if told is None else int(told["cut"]))
+
+
+def allow_for(session: Session, record: SandboxRecord, entry: str, seconds: float) -> dict[str, Any]:
+    """
+    Open an entry for *seconds*; returns ``{grant, grants, policy_version, in_force}``.
+
+    Raises:
+        UsageError: it is no entry that may be granted.
+        KmError: the gate cannot follow; nothing was changed.
+    """
+    with exclusive(session.config, record.id):
+        record = session.record(record.id)
+        plan = session.plan(record)
+        _require_followed(plan, plan)
+        known = session.control.call("policy.get", id=record.id)["grants"]
+        canonical = grant_entry(entry)
+        trial = [*known, {"entry": canonical, "expires_at": record.created_at + 1e10}]
+        ask_gate(session, record, "policy.check", policy=None, grants=trial)
+        answer: dict[str, Any] = session.control.call(
+            "policy.allow", id=record.id, entry=canonical, seconds=seconds
+        )
+        try:
+            told = ask_gate(session, record, "policy.refresh")
+        except KmError:
+            with undisturbed(CLEANING):
+                session.control.call("policy.deny", id=record.id, entry=canonical)
+                with contextlib.suppress(KmError):
+                    ask_gate(session, record, "policy.refresh")
+            raise
+        return {**answer, "in_force": told is not None}
+
+
+def deny_again(session: Session, record: SandboxRecord, entry: str) -> dict[str, Any]:
+    """Take a grant back and cut what used it; returns ``{grants, policy_version, in_force, cut}``."""
+    with exclusive(session.config, record.id):
+        answer: dict[str, Any] = session.control.call("policy.deny", id=record.id, entry=entry)
+        told = ask_gate(session, record, "policy.refresh")
+        return {**answer, "in_force": told is not None, "cut": 0 if told is None else int(told["cut"])}
+
+
+def ask_gate(session: Session, record: SandboxRecord, op: str, **args: Any) -> dict[str, Any] | None:
+    """
+    Have the sandbox's supervisor ask its gate; None when none runs.
+
+    Raises:
+        KmError: what it answered.
+    """
+    path = session.config.sandbox_runtime_dir(record.id) / "pod.sock"
+    try:
+        with ControlClient(path, timeout_s=GATE_TIMEOUT_S) as client:
+            answer: dict[str, Any] = client.call(op, **args)
+            return answer
+    except ControlUnavailableError:
+        return None
+
+
+def _require_followed(old: SandboxPlan, new: SandboxPlan) -> None:
+    if "gate" not in old.runners:
+        raise GuardError(
+            f"a sandbox on {old.substrate} has no gate that could follow another policy",
+            hint="create another sandbox",
+        )
+    if new.network.enforcement != old.network.enforcement:
+        raise GuardError(
+            "enforcement cannot change while a sandbox lives",
+            where="spec.network.enforcement",
+            why=f"{old.network.enforcement} -> {new.network.enforcement}",
+            hint="create another sandbox",
+        )
+
+
+def _apply(session: Session, record: SandboxRecord, plan: SandboxPlan, text: str, *, expect: str) -> None:
+    session.control.call("policy.apply", id=record.id, policy=policy_data(plan), profile=text, expect=expect)
+
+
+def _profile_of(session: Session, record: SandboxRecord, plan: SandboxPlan) -> str:
+    path = session.config.sandbox_dir(record.id) / PROFILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PlanError("the stored profile cannot be read", where=str(path), why=str(error)) from error
+    if hashlib.sha256(text.encode()).hexdigest() != plan.profile_digest:
+        raise GuardError("the stored profile is not the one of the plan", where=str(path), hint=DAMAGED)
+    return text
+
+
+def _merged(old_text: str, new_text: str) -> str:
+    """Return the old effective profile with the policy's sections of the new one."""
+    old, new = (load_document(text).data for text in (old_text, new_text))
+    for section in _SECTIONS:
+        old["spec"].pop(section, None)
+        if section in new["spec"]:
+            old["spec"][section] = new["spec"][section]
+    return effective_text(old)
