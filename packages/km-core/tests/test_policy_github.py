@@ -106,14 +106,14 @@ def test_a_request_is_for_one_repository_and_one_operation(host, method, target,
 @pytest.mark.parametrize(("host", "method", "target"), DENIED)
 def test_what_is_unclear_or_administers_is_denied_even_where_everything_is_allowed(host, method, target):
     route = classify(host, method, target)
-    verdict = route if isinstance(route, Verdict) else GitPolicy(["*"], None).route(route)
+    verdict = route if isinstance(route, Verdict) else GitPolicy(("*",), None).route(route)
     if host == API and method == "GET" and "graphql" not in target:
         assert isinstance(route, Verdict) or verdict.allow  # read anything: that is what * says
     else:
         assert not verdict.allow
 
 
-NARROW = GitPolicy(["o/r"], ["main", "refs/tags/v*"])
+NARROW = GitPolicy(("o/r",), ("main", "refs/tags/v*"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_narrow_policy_lets_its_repository_and_refs_pass_and_nothing_else(host
 
 
 def test_with_no_ref_allowed_nothing_that_writes_to_the_repository_passes():
-    policy = GitPolicy(["o/r"], [])
+    policy = GitPolicy(("o/r",), ())
     for host, method, target in (
         (WEB, "GET", "/o/r/info/refs?service=git-receive-pack"),
         (WEB, "POST", "/o/r/git-receive-pack"),

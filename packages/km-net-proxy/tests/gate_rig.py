@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 
 from km_core.control.rpc import encode
-from km_core.plan import AddressRule, BudgetPlan, HostRule, NetworkPlan, SandboxPlan, policy_data
+from km_core.plan import AddressRule, BudgetPlan, GitPlan, HostRule, NetworkPlan, SandboxPlan, policy_data
 from km_core.types import CallPlan, Endpoint, EndpointKind, InjectionRule, Usage
 from km_net_proxy import bootstrap as boot
 from km_net_proxy.gate import Gate
@@ -34,7 +34,8 @@ SANDBOX = "sb-0123abcd"
 AI = "api.anthropic.com"
 WEB = "web.test"
 KEY = "sk-ant-operators-own-key"
-HOSTS = (AI, WEB, "other.test", "alt.test")
+GITHUB = ("github.com", "githubusercontent.com", "github-cloud.s3.amazonaws.com")
+HOSTS = (AI, WEB, "other.test", "alt.test", *GITHUB)
 
 
 def run(main, timeout=180):
@@ -368,7 +369,9 @@ class _Front(Listener):
 class Rig:
     """Everything of one test; use as ``async with Rig(...) as rig``."""
 
-    def __init__(self, *, limit=None, hosts=None, https_only=False, addresses=(), meter=True, services=None):
+    def __init__(
+        self, *, limit=None, hosts=None, https_only=False, addresses=(), meter=True, services=None, git=None
+    ):
         self.directory = Path(tempfile.mkdtemp(prefix="kg"))
         self.kmd = FakeKmd(self.directory / "k.sock", limit=limit)
         self.pki = Authority.load_or_make(
@@ -384,6 +387,7 @@ class Rig:
             substrate="local",
             network=NetworkPlan(hosts=tuple(rules), https_only=https_only, addresses=tuple(addresses)),
             budget=BudgetPlan(ai_limit_nusd=limit),
+            git=git or GitPlan(),
         )
         self.meters = {"anthropic": FakeMeter()} if meter is True else (meter or {})
         self.services = services or {}

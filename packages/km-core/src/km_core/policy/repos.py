@@ -10,6 +10,8 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from km_core.policy.refs import ref_allowed
 from km_core.types.verdict import Verdict
 
@@ -57,23 +59,23 @@ def repo_allowed(patterns: Sequence[str], repo: str) -> Verdict:
     return Verdict(allow=False, rule="default-deny", layer="git", reason=reason)
 
 
+@frozen
 class GitPolicy:
     """
     The repository and ref rules of one sandbox.
 
-    Args:
+    Attributes:
         repos: patterns of `repo_allowed`.
         refs: patterns of `ref_allowed`; None for every ref.
-
-    Attributes:
-        everything: every repository is allowed.
-        refs: the ref patterns.
     """
 
-    def __init__(self, repos: Sequence[str], refs: Sequence[str] | None) -> None:
-        self._repos = tuple(repos)
-        self.refs = None if refs is None else tuple(refs)
-        self.everything = any(pattern.lower().removeprefix("github.com/") == "*" for pattern in self._repos)
+    repos: tuple[str, ...]
+    refs: tuple[str, ...] | None
+
+    @property
+    def everything(self) -> bool:
+        """Whether every repository is allowed."""
+        return any(pattern.lower().removeprefix("github.com/") == "*" for pattern in self.repos)
 
     @classmethod
     def from_plan(cls, git: GitPlan) -> GitPolicy | None:
@@ -84,7 +86,7 @@ class GitPolicy:
 
     def repository(self, repo: str) -> Verdict:
         """Say whether a repository may be reached."""
-        return repo_allowed(self._repos, repo)
+        return repo_allowed(self.repos, repo)
 
     def ref(self, ref: str) -> Verdict:
         """Say whether a ref may be pushed."""

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from km_core.policy.github import GIT_HOSTS
+from km_net_proxy.git.handed import HandedOut
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -100,6 +103,7 @@ class GateContext:
         secrets: credentials to inject.
         inside: the inside API.
         dns: the DNS filter, for TCP.
+        handed: URLs that GitHub handed out to the sandbox.
     """
 
     sandbox_id: str
@@ -119,7 +123,12 @@ class GateContext:
     intercepted: frozenset[str] = frozenset()
     owned: frozenset[str] = frozenset()
     room: BodyRoom = field(factory=BodyRoom)
+    handed: HandedOut = field(factory=HandedOut)
 
     def intercepts(self, name: str) -> bool:
         """Whether TLS to *name* is opened here."""
-        return name in self.meters or name in self.intercepted
+        return name in self.meters or name in self.intercepted or self.filters_git(name)
+
+    def filters_git(self, name: str) -> bool:
+        """Whether requests to *name* are judged by repository."""
+        return name in GIT_HOSTS and self.policy.git is not None

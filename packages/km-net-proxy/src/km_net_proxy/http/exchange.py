@@ -150,6 +150,8 @@ class Exchange:
         added: field lines that the response gets.
         on_client_lost: what to do when the client goes while the response runs; by default the
             server's connection is dropped.
+        source: the body in place of the client's own, which it is made from.
+        sent_length: framing of *source*: bytes, or `CHUNKED`.
     """
 
     def __init__(
@@ -162,7 +164,11 @@ class Exchange:
         tap: Tap | None = None,
         added: bytes = b"",
         on_client_lost: Callable[[], None] | None = None,
+        source: AsyncIterator[bytes] | None = None,
+        sent_length: int | None = None,
     ) -> None:
+        self._source = source
+        self._sent_length = request.length if source is None or sent_length is None else sent_length
         self._connection = connection
         self._client = client
         self._request = request
@@ -221,7 +227,7 @@ class Exchange:
                 self.up = len(body)
             else:
                 server.write(head)
-                if self._request.length:
+                if self._sent_length:
                     pump = asyncio.get_running_loop().create_task(self._pump(server))
             response = await self._final_head(server)
             await self._answer(server, response)
@@ -247,10 +253,10 @@ class Exchange:
             async for data in self._client_body():
                 self._extend()
                 self.up += len(data)
-                server.write(chunk(data) if self._request.length == CHUNKED else data)
+                server.write(chunk(data) if self._sent_length == CHUNKED else data)
                 if server.full:
                     await server.drain()
-            if self._request.length == CHUNKED:
+            if self._sent_length == CHUNKED:
                 # Trailers of requests are dropped (RFC 9110 section 6.5.1 allows it): they would be
                 # fields that nobody judged.
                 server.write(LAST_CHUNK)
@@ -260,7 +266,8 @@ class Exchange:
 
     async def _client_body(self) -> AsyncIterator[bytes]:
         try:
-            async for data in body_of(self._client, self._request.length):
+            source = self._source
+            async for data in body_of(self._client, self._request.length) if source is None else source:
                 yield data
         except UpstreamLostError as error:
             raise ClientBodyError("the request's body breaks off") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from km_core.errors import AuditError, KmError
 from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
+from km_net_proxy.git.requests import GitRequests
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
@@ -113,7 +114,7 @@ class Session:
         meter = self.gate.meters.get(host)
         if upgrade and (meter is not None or upgrade != b"h2c"):
             self.deny("builtin:upgrade", "http", "protocol upgrades do not pass the HTTP filter", target)
-        if meter is not None or host in self.gate.intercepted:
+        if self.gate.intercepts(host):
             if not self.scope.tls:
                 self.deny("builtin:intercepted-host", "http", "this host is reached over https only", target)
             if request.method in ("CONNECT", "TRACE"):
@@ -122,6 +123,9 @@ class Session:
                 )
         if meter is not None:
             return await ModelCalls(self, meter).serve(request, target)
+        git = self.gate.policy.git
+        if git is not None and self.gate.filters_git(host):
+            return await GitRequests(self, git).serve(request, target)
         return await self.forward(request, target)
 
     def target_of(self, request: RequestHead) -> Target:

@@ -1,0 +1,149 @@
+"""A stand-in for GitHub: ``git http-backend`` (git-http-backend(1)) behind the gate's rig, and a git client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+
+from gate_rig import Rig
+
+from km_core.plan import GitPlan
+
+TOKEN = "ghs_operators-own-token"
+IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+
+
+class World:
+    """One gate with repositories behind it; use as ``async with World(...) as world``."""
+
+    def __init__(self, repos=("o/r",), refs=None, token=TOKEN, **rig):
+        self.rig = Rig(git=GitPlan("allowlist", tuple(repos), refs), **rig)
+        if token:
+            self.rig.kmd.secrets["github-token"] = token
+        self.root = self.rig.directory / "served"
+        self.server = None
+        self.proxy = ""
+
+    async def __aenter__(self):
+        await self.rig.__aenter__()
+        return self
+
+    async def up(self, *names, **stand_ins):
+        """Make bare repositories and start; *stand_ins* are further hosts with their handlers."""
+        for name in names:
+            self.make(name)
+        self.server = await self.rig.serve("github.com", self.backend)
+        for host, handler in stand_ins.items():
+            await self.rig.serve(host.replace("_", "."), handler)
+        await self.rig.up()
+        self.proxy = f"http://127.0.0.1:{self.rig.proxy()}"
+        return self
+
+    def make(self, name, *options):
+        """Make a bare repository with one commit on main."""
+        path = self.root / f"{name}.git"
+        work = self.rig.directory / "seed" / name
+        work.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for command in (
+            ["init", "-q", "-b", "main", *options],
+            [*IDENTITY, "commit", "-q", "--allow-empty", "-m", "first"],
+            ["clone", "-q", "--bare", ".", str(path)],
+            ["-C", str(path), "config", "http.receivepack", "true"],
+            ["-C", str(path), "config", "receive.advertisePushOptions", "true"],
+        ):
+            subprocess.run(["git", *command], cwd=work, check=True, capture_output=True, env=self.env())
+        return path
+
+    def env(self):
+        keep = {
+            key: value
+            for key, value in os.environ.items()
+            if "proxy" not in key.lower() and not key.startswith("GIT_")
+        }
+        return keep | {
+            "HOME": str(self.rig.directory),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "LC_ALL": "C",
+        }
+
+    async def backend(self, head, body, writer):
+        line, *rest = head.decode("latin-1").split("\r\n")
+        method, target, _ = line.split(" ")
+        fields = dict(field.lower().split(": ", 1) for field in rest if field)
+        path, _, query = target.partition("?")
+        env = self.env() | {
+            "GIT_PROJECT_ROOT": str(self.root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": method,
+            "CONTENT_TYPE": fields.get("content-type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": fields.get("content-encoding", ""),
+            "GIT_PROTOCOL": fields.get("git-protocol", ""),
+        }
+        process = await asyncio.create_subprocess_exec(
+            "git", "http-backend", env=env, stdin=-1, stdout=-1, stderr=-1
+        )
+        out, _ = await process.communicate(body)
+        top, _, answer = out.partition(b"\r\n\r\n")
+        headers = dict(field.split(": ", 1) for field in top.decode().splitlines())
+        status = headers.pop("Status", "200 OK")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n{lines}\r\n".encode() + answer)
+
+    async def git(self, *arguments, cwd=None):
+        """Run a git client that has only the proxy and the sandbox's CA; returns code and what it printed."""
+        process = await asyncio.create_subprocess_exec(
+            "git",
+            *IDENTITY,
+            "-c",
+            f"http.proxy={self.proxy}",
+            *arguments,
+            cwd=cwd or self.rig.directory,
+            env=self.env() | {"GIT_SSL_CAINFO": str(self.rig.ca)},
+            stdin=subprocess.DEVNULL,
+            stdout=-1,
+            stderr=-1,
+        )
+        out, err = await process.communicate()
+        return process.returncode, (out + err).decode()
+
+    async def clone(self, name="o/r", *options):
+        """Clone and return the work tree."""
+        code, text = await self.git("clone", "-q", *options, f"https://github.com/{name}", "work")
+        assert code == 0, text
+        return self.rig.directory / "work"
+
+    async def commit(self, work, branch="main", *, size=0):
+        """Make a commit on *branch*, with a file of *size* random bytes."""
+        await self.git("checkout", "-q", "-B", branch, cwd=work)
+        if size:
+            (work / "blob").write_bytes(os.urandom(size))
+            await self.git("add", "blob", cwd=work)
+        code, text = await self.git("commit", "-q", "--allow-empty", "-m", "more", cwd=work)
+        assert code == 0, text
+
+    def refs(self, name="o/r"):
+        """Return the server's refs."""
+        done = subprocess.run(
+            ["git", "for-each-ref", "--format=%(refname)"],
+            cwd=self.root / f"{name}.git",
+            check=True,
+            capture_output=True,
+            env=self.env(),
+        )
+        return done.stdout.decode().split()
+
+    def asked(self, text):
+        """Return the heads of requests to the server that hold *text*."""
+        return [head for head, _ in self.server.requests if text in head]
+
+    async def __aexit__(self, *exc):
+        with contextlib.suppress(FileNotFoundError):
+            (self.rig.directory / "work").rename(self.rig.directory / "done")
+        await self.rig.__aexit__(*exc)
