@@ -54,6 +54,63 @@ BAD_HEADS = {
     "two ports": b"GET / HTTP/1.1\r\nHost: web.test:80:80\r\n\r\n",
     "target without a slash": b"GET web.test HTTP/1.1\r\n" + HOST + b"\r\n",
     "URL and Host differ": b"GET http://other.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "empty Host": b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
+    "list of hosts": b"GET / HTTP/1.1\r\nHost: web.test, evil.test\r\n\r\n",
+    "space in Host": b"GET / HTTP/1.1\r\nHost: web.test evil.test\r\n\r\n",
+    "tab in Host": b"GET / HTTP/1.1\r\nHost: web.test\tevil.test\r\n\r\n",
+    "path in Host": b"GET / HTTP/1.1\r\nHost: web.test/evil.test\r\n\r\n",
+    "brackets in Host": b"GET / HTTP/1.1\r\nHost: [web.test]\r\n\r\n",
+    "empty port in Host": b"GET / HTTP/1.1\r\nHost: web.test:\r\n\r\n",
+    "port 0 in Host": b"GET / HTTP/1.1\r\nHost: web.test:0\r\n\r\n",
+    "octal port in Host": b"GET / HTTP/1.1\r\nHost: web.test:080\r\n\r\n",
+    "two dots in Host": b"GET / HTTP/1.1\r\nHost: web..test\r\n\r\n",
+    "letters beyond ASCII in Host": b"GET / HTTP/1.1\r\nHost: w\xe9b.test\r\n\r\n",
+    "userinfo in the URL": b"GET http://web.test@evil.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "another scheme": b"GET https://web.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "URL without an authority": b"GET http:/web.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "URL with two ports": b"GET http://web.test:80:81/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "backslash before the path": b"GET http://web.test\\@evil.test/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a fragment": b"GET /a#/../b HTTP/1.1\r\n" + HOST + b"\r\n",
+    "star with GET": b"GET * HTTP/1.1\r\n" + HOST + b"\r\n",
+    "vertical tab around a coding": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "form feed after a length": b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\x0c\r\n\r\nabc",
+    "coding with a parameter": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Transfer-Encoding: chunked;q=0\r\n\r\n0\r\n\r\n",
+    "coding in quotes": b"POST / HTTP/1.1\r\n" + HOST + b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n',
+    "coding before and after a comma": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Transfer-Encoding: ,chunked\r\n\r\n0\r\n\r\n",
+    "empty coding": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding:\r\n\r\n",
+    "empty length": b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length:\r\n\r\n",
+    "lengths written differently": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Content-Length: 3\r\nContent-Length: 03\r\n\r\nabc",
+    "a length of twenty digits": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Content-Length: 00000000000000000003\r\n\r\nabc",
+    "digits beyond ASCII": b"POST / HTTP/1.1\r\n" + HOST + "Content-Length: \u0663\r\n\r\nabc".encode(),
+    "folded coding": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "control byte in a name": b"GET / HTTP/1.1\r\n" + HOST + b"X\x01A: 1\r\n\r\n",
+    "DEL in a value": b"GET / HTTP/1.1\r\n" + HOST + b"X-A: a\x7f\r\n\r\n",
+    "a letter beyond ASCII in a name": b"GET / HTTP/1.1\r\n" + HOST + b"X\xe9: 1\r\n\r\n",
+    "CR CR LF": b"GET / HTTP/1.1\r\n" + HOST + b"X-A: 1\r\r\n\r\n",
+    "version without a digit": b"GET / HTTP/1.\r\n" + HOST + b"\r\n",
+    "version in other case": b"GET / http/1.1\r\n" + HOST + b"\r\n",
+    "version 1.10": b"GET / HTTP/1.10\r\n" + HOST + b"\r\n",
+    "space after the version": b"GET / HTTP/1.1 \r\n" + HOST + b"\r\n",
+    "tab in the request line": b"GET\t/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "CR in the target": b"GET /\rX HTTP/1.1\r\n" + HOST + b"\r\n",
+    "letters beyond ASCII in the target": b"GET /\xe9 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a method that is too long": b"G" * 33 + b" / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a method with a colon": b"GET:POST / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "SSLv2": b"\x80\x2e\x01\x00\x02",
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a line that never ends": b"\x00\x01\x02",
+    "a first word that is no method": b"(((",
+    "no version in sight": b"GET / FTP/1",
     "too many fields": b"GET / HTTP/1.1\r\n" + HOST + b"X: 1\r\n" * 101 + b"\r\n",
     "too long": b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70000 + b"\r\n\r\n",
 }
@@ -69,6 +126,18 @@ BAD_CHUNKS = {
     "overflow": b"ffffffffffffffffff\r\nhello\r\n0\r\n\r\n",
     "no size": b"\r\nhello\r\n0\r\n\r\n",
     "bad trailer": b"5\r\nhello\r\n0\r\nX-A : 1\r\n\r\n",
+    "a sign without an end": b"+",
+    "no size without an end": b"zz",
+    "data without an end": b"5\r\nhello!",
+    "bare CR in the size": b"5\r\r\nhello\r\n0\r\n\r\n",
+    "bare LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "NUL in an extension": b"5;\0\r\nhello\r\n0\r\n\r\n",
+    "a long extension": b"5;" + b"a" * 5000,
+    "size of seventeen digits": b"00000000000000005\r\nhello\r\n0\r\n\r\n",
+    "Host in the trailers": b"5\r\nhello\r\n0\r\nHost: evil.test\r\n\r\n",
+    "a length in the trailers": b"5\r\nhello\r\n0\r\nContent-Length: 4\r\n\r\n",
+    "a coding in the trailers": b"5\r\nhello\r\n0\r\nTransfer_Encoding: chunked\r\n\r\n",
+    "endless trailers": b"5\r\nhello\r\n0\r\n" + b"X-A: 1\r\n" * 4000,
     "bare LF at the end": b"5\r\nhello\r\n0\r\n\n",
 }
 
@@ -141,7 +210,7 @@ def test_hop_by_hop_fields_and_those_named_by_connection_do_not_pass():
             head = server.requests[0][0].lower()
             assert b"host: web.test\r\n" in head
             assert b"x-kept: 2" in head
-            for gone in (b"x-private", b"te:", b"proxy-", b"upgrade", b"keep-alive"):
+            for gone in (b"http2-settings", b"x-private", b"te:", b"proxy-", b"upgrade", b"keep-alive"):
                 assert gone not in head
             writer.close()
 
@@ -161,6 +230,47 @@ def test_a_websocket_upgrade_is_refused_by_the_http_filter():
             assert status == 403
             assert b"upgrade" in body
             assert not server.requests
+            writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "field", ["X-HTTP-Method-Override: DELETE", "x_http_method: PUT", "X-Original-URL: /v1/files"]
+)
+def test_a_field_that_changes_method_or_path_is_refused_where_content_is_judged(field):
+    async def main():
+        async with Rig() as rig:
+            server = await rig.serve(AI, ok())
+            await rig.up()
+            reader, writer = await rig.tls(AI)
+            writer.write(f"GET /v1/models HTTP/1.1\r\nHost: {AI}\r\n{field}\r\n\r\n".encode())
+            status, _, body = await answer(reader)
+            assert status == 403
+            assert b"builtin:method-override" in body
+            assert not server.requests
+            writer.close()
+
+    run(main)
+
+
+def test_a_redirect_is_handed_to_the_client_and_never_followed():
+    async def main():
+        async with Rig() as rig:
+
+            async def handler(head, body, writer):
+                writer.write(
+                    b"HTTP/1.1 302 Found\r\nLocation: http://other.test/secret\r\nContent-Length: 0\r\n\r\n"
+                )
+
+            await rig.serve(WEB, handler, tls=False)
+            other = await rig.serve("other.test", ok(), tls=False)
+            await rig.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 80))
+            writer.write(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+            status, fields, _ = await answer(reader)
+            assert (status, fields["location"]) == (302, "http://other.test/secret")
+            assert not other.requests
             writer.close()
 
     run(main)

@@ -10,7 +10,26 @@ _MAX_LINE = 4096
 _MAX_TRAILERS = 16384
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\Z")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_SIZE_LINE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,15}[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?)?\r?\Z")
 _LENIENT_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\Z")
+
+_NEVER_TRAILERS = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"expect",
+    }
+)
+"""Fields that routing, framing or authentication go by (RFC 9110 section 6.5.1): some servers take them
+for fields of the head wherever they stand."""
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -20,7 +39,8 @@ class ChunkedDecoder:
     Takes the coding off; what it returns is framed anew by the gate, never passed on as it came.
 
     Args:
-        lenient: accept white space after a size, which some servers send; never for requests.
+        lenient: accept white space after a size and any trailers, as some servers send them; never for
+            requests.
 
     Attributes:
         done: the last chunk and the trailers have been read.
@@ -29,6 +49,7 @@ class ChunkedDecoder:
     """
 
     def __init__(self, *, lenient: bool = False) -> None:
+        self._lenient = lenient
         self._pattern = _LENIENT_SIZE_LINE if lenient else _SIZE_LINE
         self._line = bytearray()
         self._left = 0
@@ -65,9 +86,18 @@ class ChunkedDecoder:
                 raise HeadError("a line of the chunked coding is too long")
             if end >= 0:
                 self._take_line()
+            else:
+                self._check_partial()
         if self.done:
             self.rest = data[position:]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _check_partial(self) -> None:
+        """Refuse a hopeless line at once: its end may never come."""
+        if self._state == "end" and self._line != b"\r":
+            raise HeadError("a chunk is longer than its size")
+        if self._state == "size" and _SIZE_LINE_BEGUN.match(self._line) is None:
+            raise HeadError("a chunk size is malformed")
 
     def _take_line(self) -> None:
         if not self._line.endswith(b"\r\n"):
@@ -91,6 +121,8 @@ class ChunkedDecoder:
             match = _TRAILER_LINE.match(line)
             if match is None or self._trailer_size > _MAX_TRAILERS:
                 raise HeadError("a trailer field is malformed")
+            if not self._lenient and match[1].lower().replace(b"_", b"-") in _NEVER_TRAILERS:
+                raise HeadError("a field of the head stands in the trailers")
             self.trailers.append((match[1], match[2]))
 
 

@@ -16,6 +16,7 @@ from attrs import define
 MAX_HEAD = 65536
 """Longest head, in bytes, including the empty line."""
 MAX_FIELDS = 100
+_BEGUN = 512
 
 CHUNKED = -1
 """Framing: the body comes in chunks."""
@@ -24,7 +25,20 @@ UNTIL_CLOSE = -2
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
+# No "#": a request target has no fragment, and servers differ in where its path would end.
+_TARGET = rb"[\x21\x22\x24-\x7e]"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) (" + _TARGET + rb"+) HTTP/1\.([01])\r\n")
+_REQUEST_LINE_BEGUN = re.compile(
+    rb"(?:"
+    + _TOKEN
+    + rb"{0,32}|"
+    + _TOKEN
+    + rb"{1,32} (?:"
+    + _TARGET
+    + rb"*|"
+    + _TARGET
+    + rb"+ [HTP/1.0]{0,8}\r?))\Z"
+)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"*))?\r\n")
 _FIELD_LINES = re.compile(rb"(?:" + _TOKEN + rb"+:" + _TEXT + rb"*\r\n)*\r\n\Z")
 _FIELD = re.compile(
@@ -44,9 +58,21 @@ HOP_BY_HOP = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
+        b"http2-settings",
     }
 )
 """Fields that concern one connection only (RFC 9110 section 7.6.1) and never pass the gate."""
+
+_OVERRIDES = frozenset(
+    {
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-original-uri",
+    }
+)
 
 
 class HeadError(ValueError):
@@ -103,12 +129,14 @@ def check_partial(data: bytes) -> None:
     Look at a request head that is not complete yet, so that a hopeless one is refused at once.
 
     Raises:
-        HeadError: a line ends in a bare LF, or the first line is no request line (HTTP/0.9).
+        HeadError: a line ends in a bare LF, or the first line is no request line (HTTP/0.9, TLS, SSH).
     """
     if data.count(b"\n") != data.count(b"\r\n"):
         raise HeadError("a line ends in a bare LF")
     end = data.find(b"\r\n")
-    if end >= 0 and _REQUEST_LINE.match(data, 0, end + 2) is None:
+    # The start of a line is enough: looking at ever more of a long one, byte by byte, would be work.
+    known = _REQUEST_LINE_BEGUN.match(data[:_BEGUN]) if end < 0 else _REQUEST_LINE.match(data, 0, end + 2)
+    if known is None:
         raise HeadError("the request line is malformed")
 
 
@@ -174,6 +202,15 @@ def connection_options(index: dict[bytes, bytes]) -> frozenset[bytes]:
     if not value:
         return frozenset()
     return frozenset(item.strip().lower() for item in value.split(b","))
+
+
+def overridden(index: dict[bytes, bytes]) -> bool:
+    """
+    Say whether fields tell a server to take another method or path than the request line's.
+
+    Some frameworks read a hyphen and an underscore in a field's name as the same.
+    """
+    return not _OVERRIDES.isdisjoint(name.replace(b"_", b"-") for name in index)
 
 
 def _fields(head: bytes, start: int) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:

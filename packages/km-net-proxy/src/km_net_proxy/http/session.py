@@ -18,7 +18,7 @@ from km_net_proxy.git.requests import GitRequests
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
-from km_net_proxy.http.head import HeadError, RequestHead, check_partial, parse_request
+from km_net_proxy.http.head import HeadError, RequestHead, check_partial, overridden, parse_request
 from km_net_proxy.http.metered import ModelCalls
 from km_net_proxy.http.refusal import blocked_page, json_error, printable, response
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
@@ -117,6 +117,10 @@ class Session:
         if self.gate.intercepts(host):
             if not self.scope.tls:
                 self.deny("builtin:intercepted-host", "http", "this host is reached over https only", target)
+            if overridden(request.index):
+                self.deny(
+                    "builtin:method-override", "http", "a field asks for another method or path", target
+                )
             if request.method in ("CONNECT", "TRACE"):
                 raise RequestRefused.error(
                     405, "method_not_allowed", "this method is not served here", close=True
