@@ -30,13 +30,13 @@ class World:
         await self.rig.__aenter__()
         return self
 
-    async def up(self, *names, **stand_ins):
-        """Make bare repositories and start; *stand_ins* are further hosts with their handlers."""
+    async def up(self, *names, web=None, **stand_ins):
+        """Make bare repositories and start; *stand_ins* are further hosts, *web* stands in for git."""
         for name in names:
             self.make(name)
-        self.server = await self.rig.serve("github.com", self.backend)
         for host, handler in stand_ins.items():
-            await self.rig.serve(host.replace("_", "."), handler)
+            await self.rig.serve(host.replace("__", "-").replace("_", "."), handler)
+        self.server = await self.rig.serve("github.com", web or self.backend)
         await self.rig.up()
         self.proxy = f"http://127.0.0.1:{self.rig.proxy()}"
         return self
