@@ -25,7 +25,14 @@ from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_req
 from km_net_proxy.http.hello import ClientHello, HelloError
 from km_net_proxy.http.judge import Judge
 from km_net_proxy.http.peek import peek, peek_hello
-from km_net_proxy.http.refusal import ACCESS_DENIED, blocked_page, json_error, printable, response
+from km_net_proxy.http.refusal import (
+    ACCESS_DENIED,
+    blocked_page,
+    denial_fields,
+    json_error,
+    printable,
+    response,
+)
 from km_net_proxy.http.relay import Relay, reset_on_close
 from km_net_proxy.http.scope import Scope, authority_of
 from km_net_proxy.http.session import Session
@@ -191,8 +198,7 @@ class Dispatcher:
         elif first[0] == _TLS_BYTE:
             await self._last_words(connection, sock, ACCESS_DENIED)
         elif scope.port == 80:
-            page = blocked_page(verdict, sandbox=self._gate.sandbox_id, target=_target(scope))
-            await self._last_words(connection, sock, response(403, page))
+            await self._last_words(connection, sock, self._page(verdict, _target(scope)))
         else:
             reset_on_close(sock)
 
@@ -400,7 +406,15 @@ class Dispatcher:
         if verdict.layer == "lease":
             body = json_error("control_plane_unavailable", "the control plane cannot be reached")
             return response(503, body, content_type="application/json")
-        return response(403, blocked_page(verdict, sandbox=self._gate.sandbox_id, target=str(authority)))
+        return self._page(verdict, str(authority))
+
+    def _page(self, verdict: Verdict, target: str) -> bytes:
+        sandbox = self._gate.sandbox_id
+        return response(
+            403,
+            blocked_page(verdict, sandbox=sandbox, target=target),
+            headers=denial_fields(verdict, sandbox=sandbox, target=target),
+        )
 
     # -- DNS over TCP -----------------------------------------------------------------------------
 

@@ -86,16 +86,45 @@ def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
     return "\n".join(lines).encode("utf-8")
 
 
+def denial_fields(verdict: Verdict, *, sandbox: str, target: str) -> tuple[tuple[str, str], ...]:
+    """
+    Return the header fields of a denial, for clients that do not show bodies.
+
+    Args:
+        verdict: the denial.
+        sandbox: id of the sandbox.
+        target: ``host:port`` as judged.
+    """
+    shown = printable(target)
+    said = f"rule={verdict.rule}; layer={verdict.layer}; host={shown}; sandbox={sandbox}"
+    return (("X-Km-Denied", _ascii(said)), ("X-Km-Next", _ascii(_next(verdict, shown))))
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode("ascii")
+
+
+_NEXT = {
+    "builtin:https-only": "use https://",
+    "builtin:intercepted-host": "use https://",
+    "builtin:host-mismatch": "make the Host field name the host that the connection was made to",
+    "builtin:method-override": "send the request with the method and path that are meant",
+    "builtin:upgrade": "do without a protocol upgrade",
+    "builtin:private-address": "the operator can name host and range under private_hosts in the configuration",
+}
+
+
 def _next(verdict: Verdict, target: str) -> str:
-    if verdict.rule == "builtin:https-only":
-        return "use https://"
-    if verdict.rule == "builtin:default-deny":
-        host = target.rpartition(":")[0] or target  # an entry of the profile has no port
-        return (
-            f"the operator can add {host} to spec.network.egress.allowedHosts; "
-            f"`km explain egress PROFILE {target}` shows the decision"
-        )
-    return f"`km explain egress PROFILE {target}` shows the decision"
+    known = _NEXT.get(verdict.rule)
+    if known is not None:
+        return known
+    ask = f"`km explain egress PROFILE {target}` shows the decision"
+    if verdict.rule in ("builtin:default-deny", "builtin:port"):
+        # Ports 443 and 80 are what an entry without a port opens.
+        host, _, port = target.rpartition(":")
+        entry = host if host and port in ("443", "80") and verdict.rule == "builtin:default-deny" else target
+        return f"the operator can add {entry} to spec.network.egress.allowedHosts; {ask}"
+    return ask
 
 
 def json_error(code: str, message: str, **members: object) -> bytes:

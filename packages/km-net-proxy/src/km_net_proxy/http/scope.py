@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from km_core.policy import parse_authority
-from km_net_proxy.http.refusal import json_error
+from km_net_proxy.http.refusal import blocked_page, denial_fields, json_error
 
 if TYPE_CHECKING:
     import ipaddress
 
     from km_core.policy import Authority
+    from km_core.types import Verdict
 
 _JSON = "application/json"
 
@@ -69,6 +70,18 @@ class RequestRefused(Exception):  # noqa: N818 - an answer, not a defect
     def error(cls, status: int, code: str, message: str, *, close: bool = False) -> RequestRefused:
         """Return a refusal with the gate's own JSON body."""
         return cls(status, json_error(code, message), content_type=_JSON, close=close)
+
+    @classmethod
+    def denied(
+        cls, verdict: Verdict, *, sandbox: str, target: str, status: int = 403, close: bool = False
+    ) -> RequestRefused:
+        """Return a refusal by policy, as a page and in header fields."""
+        return cls(
+            status,
+            blocked_page(verdict, sandbox=sandbox, target=target),
+            headers=denial_fields(verdict, sandbox=sandbox, target=target),
+            close=close,
+        )
 
 
 @frozen

@@ -20,7 +20,7 @@ from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
 from km_net_proxy.http.head import HeadError, RequestHead, check_partial, overridden, parse_request
 from km_net_proxy.http.metered import ModelCalls
-from km_net_proxy.http.refusal import blocked_page, json_error, printable, response
+from km_net_proxy.http.refusal import json_error, printable, response
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
 from km_net_proxy.inside_services import read_body
 
@@ -195,8 +195,9 @@ class Session:
             port=scope.port,
             detail=f"{request.method} Host: {printable(str(named), 260)}",
         )
-        page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
-        raise RequestRefused(421, page, close=True)
+        raise RequestRefused.denied(
+            verdict, sandbox=self.gate.sandbox_id, target=str(named), status=421, close=True
+        )
 
     def _judge(self, request: RequestHead, target: Target) -> None:
         """Ask policy about one request; record the answer before it has any effect."""
@@ -226,8 +227,7 @@ class Session:
             detail=detail,
         )
         if not verdict.allow:
-            page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
-            raise RequestRefused(403, page)
+            raise RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named))
         name = "" if named.address is not None else named.host
         self.connection.destination = Destination(name, named.address, named.port)
 
@@ -236,8 +236,7 @@ class Session:
         verdict = Verdict(False, rule, layer, reason)
         named = target.authority
         self.gate.evidence.decided(verdict, "http_request", name=named.host, port=named.port)
-        page = blocked_page(verdict, sandbox=self.gate.sandbox_id, target=str(named))
-        raise RequestRefused(403, page)
+        raise RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named))
 
     def _unleased(self, host: str) -> None:
         verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
@@ -322,8 +321,9 @@ class Session:
             return await self.gate.upstreams.open(named.host, named.port, tls=self.scope.tls, fresh=fresh)
         except DialDenied as denied:
             self.gate.evidence.decided(denied.verdict, "http_request", name=named.host, port=named.port)
-            page = blocked_page(denied.verdict, sandbox=self.gate.sandbox_id, target=str(named))
-            raise RequestRefused(403, page) from denied
+            raise RequestRefused.denied(
+                denied.verdict, sandbox=self.gate.sandbox_id, target=str(named)
+            ) from denied
         except DialError as error:
             raise RequestRefused.error(502, error.code, printable(str(error))) from error
         except KmError as error:
