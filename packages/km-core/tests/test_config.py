@@ -90,6 +90,8 @@ def test_sockets_of_two_homes_never_meet(tmp_path):
         "ai: {openaiCompatibleHosts: [null]}\n",
         "private_hosts: [{host: a.example, cidr: nonsense}]\n",
         "max_sandboxes: -1\n",
+        "dns: {name_bytes: 255}\n",
+        "dns: {name_bytes_per_hour: -1}\n",
         "domain: 2001-99-99\n",
         "[" * 3000,
     ],
@@ -102,9 +104,10 @@ def test_a_value_that_would_fail_later_is_refused_with_its_file(tmp_path, text):
 
 
 def test_a_key_without_a_value_keeps_its_default(tmp_path):
-    loaded = config(tmp_path, "max_sandboxes:\ncontrol_plane:\n")
+    loaded = config(tmp_path, "max_sandboxes:\ncontrol_plane:\ndns: {name_bytes: , name_bytes_per_hour: 0}\n")
 
     assert (10, "embedded") == (loaded.max_sandboxes, loaded.control_plane)
+    assert (8192, 0) == (loaded.dns_name_bytes, loaded.dns_name_bytes_per_hour)
 
 
 def test_a_configuration_that_was_named_must_be_there(tmp_path):

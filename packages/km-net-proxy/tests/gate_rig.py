@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from km_core.audit import defects
 from km_core.control.rpc import encode
 from km_core.plan import AddressRule, BudgetPlan, GitPlan, HostRule, NetworkPlan, SandboxPlan, policy_data
 from km_core.types import CallPlan, Endpoint, EndpointKind, InjectionRule, Usage
@@ -353,6 +354,7 @@ class FakeResolver:
         class Resolution:
             addresses = self.table.get(name, ())
             rcode = 0 if addresses else 3
+            denied = None
 
         return Resolution
 
@@ -477,7 +479,9 @@ class Rig:
         """Return the audit records."""
         self.gate._parts.log.flush(everything=True)
         lines = (self.directory / "audit" / "gate.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        records = [json.loads(line) for line in lines]
+        assert {str(record): found for record in records if (found := defects(record))} == {}
+        return records
 
     async def settled(self, count):
         """Wait until the ledger has *count* settlements or releases."""

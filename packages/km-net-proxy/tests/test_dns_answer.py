@@ -24,6 +24,9 @@ def query(name, qtype="A", edns=False, **header):
     return bytes(message.pack())
 
 
+OPT = b"\0\0\x29\4\xd0\0\0\0\0\0\0"
+
+
 def parse(data):
     from dnslib import DNSRecord
 
@@ -56,6 +59,14 @@ def test_a_question_is_sliced_from_the_packet():
         (query("x.test")[:12] + b"\xc0\x0c\0\1\0\1", wire.FORMERR),
         (query("x.test")[:12] + b"\x41" + b"a" * 65 + b"\0\0\1\0\1", wire.FORMERR),
         (query("x.test")[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1", wire.FORMERR),
+        (query("x.test") + b"\0", wire.FORMERR),
+        (query("x.test", edns=True)[:11] + b"\2" + query("x.test", edns=True)[12:], wire.FORMERR),
+        (query("x.test", edns=True)[:11] + b"\2" + query("x.test", edns=True)[12:] + OPT, wire.FORMERR),
+        (query("x.test", edns=True) + b"\0", wire.FORMERR),
+        (query("x.test")[:11] + b"\1" + query("x.test")[12:], wire.FORMERR),
+        (query("x.test")[:11] + b"\1" + query("x.test")[12:] + b"\0\0\xfa\0\xff" + b"\0" * 6, wire.FORMERR),
+        (query("x.test")[:11] + b"\1" + query("x.test")[12:] + OPT[:-2] + b"\0\3\0\1\0", wire.FORMERR),
+        (query("x.test")[:11] + b"\1" + query("x.test")[12:] + OPT[:-2] + b"\0\5\0\1\0\2x", wire.FORMERR),
     ],
     # Message ids are random, and test runs in several processes compare the tests' names.
     ids=[
@@ -72,6 +83,14 @@ def test_a_question_is_sliced_from_the_packet():
         "pointer",
         "long-label",
         "long-name",
+        "rest-after-question",
+        "one-of-two-additionals",
+        "two-opts",
+        "rest-after-opt",
+        "opt-missing",
+        "signature",
+        "half-an-option",
+        "option-too-long",
     ],
 )
 def test_a_broken_query_is_malformed(packet, rcode):
@@ -83,6 +102,7 @@ def test_a_broken_query_is_malformed(packet, rcode):
 def test_a_dot_inside_a_label_has_no_text():
     assert wire.name_text(b"\x0cevil.allowed\x04test\0") is None
     assert wire.name_text(b"\x01.\0") is None
+    assert wire.name_text(b"\x06b\xfccher\x04test\0") is None
     assert wire.name_text(b"\0") == ""
     assert wire.name_text(b"\x01a\x04test\0") == "a.test"
 
@@ -184,14 +204,32 @@ def test_records_of_another_owner_are_not_believed():
     assert [str(a) for a in got.addresses] == ["192.0.2.1"]
 
 
-def test_a_cname_loop_ends():
-    assert reply("a.test 60 CNAME b.test", "b.test 60 CNAME a.test").addresses == ()
+def test_aliases_that_lead_nowhere_make_a_reply_malformed():
+    for records in (
+        ["a.test 60 CNAME b.test", "b.test 60 CNAME a.test"],
+        ["a.test 60 CNAME a.test"],
+        ["a.test 60 CNAME b.test", "a.test 60 CNAME c.test", "c.test 60 A 192.0.2.1"],
+        ["a.test 60 CNAME n0.test"] + [f"n{i}.test 60 CNAME n{i + 1}.test" for i in range(8)],
+    ):
+        with pytest.raises(MalformedError):
+            reply(*records)
+    # The same alias twice is one, and one whose end another reply would hold is just no address.
+    assert reply("a.test 60 CNAME b.test", "a.test 9 CNAME b.test").addresses == ()
 
 
 def test_a_negative_answer_lives_as_long_as_its_soa_says():
     soa = "test 600 SOA ns.test. root.test. 1 2 3 4 25"
     assert (reply(rcode=3, auth=[soa]).rcode, reply(rcode=3, auth=[soa]).ttl) == (3, 25)
     assert reply().ttl == 10
+
+
+def test_a_message_of_pointers_costs_no_time():
+    # Each pointer leads to the one before it: 8000 steps for every name, if they were followed.
+    chain = b"".join((0xC000 | at - 2).to_bytes(2, "big") for at in range(14, 16382, 2))
+    packet = b"\0" * 12 + b"\0\0" + chain
+    with pytest.raises(MalformedError, match="too many"):
+        read_name(packet, len(packet) - 2)
+    assert read_name(packet, 12 + 2 * 32) == (b"\0", 12 + 2 * 33)
 
 
 def test_compression_goes_backwards_only():

@@ -133,6 +133,9 @@ class Gate:
             for _ in packets:
                 length = int.from_bytes(await reader.readexactly(2), "big")
                 answers.append(DNSRecord.parse(await reader.readexactly(length)))
+            # Each comes as soon as it is there (RFC 7766 section 6.2.1.1).
+            ids = [packet[:2] for packet in packets]
+            answers.sort(key=lambda answer: ids.index(answer.header.id.to_bytes(2, "big")))
         finally:
             writer.close()
             await writer.wait_closed()

@@ -104,6 +104,7 @@ class Process:
                 for host, entry in rig.upstreams.items()
             },
             "upstream_dns": [],
+            "dns_name_budget": [8192, 8192],
             "upstream_proxy": "",
             "private_hosts": [],
             "prices": {},
@@ -282,6 +283,7 @@ def test_a_token_is_not_in_the_bootstraps_repr():
             "audit_dir": "/a",
             "kmd_socket": "/k",
             "token": "very-secret",
+            "dns_name_budget": [8192, 0],
         }
     )
     assert "very-secret" not in repr(given)

@@ -314,7 +314,7 @@ def test_bootstrap_carries_the_contract(sandbox):
     assert message["kmd_socket"] == str(sandbox.box.control_socket)
     assert set(message) == {
         "sandbox_id", "plan", "how", "state_dir", "audit_dir", "kmd_socket", "token", "upstreams", "upstream_dns",
-        "upstream_proxy", "private_hosts", "prices", "alias", "openai_compatible_hosts",
+        "dns_name_budget", "upstream_proxy", "private_hosts", "prices", "alias", "openai_compatible_hosts",
     }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ _KNOWN: dict[str, Any] = {
     "local": dict,
     "limits": dict,
     "ai": dict,
+    "dns": dict,
     "prices_file": str,
     "private_hosts": list,
     "secrets_backend": str,
@@ -44,6 +45,7 @@ _SUBKEYS: dict[str, dict[str, Any]] = {
     "local": {"read_only_paths": list},
     "limits": {"memory": str, "cpus": (int, float), "pids": int},
     "ai": {"openaiCompatibleHosts": list},
+    "dns": {"name_bytes": int, "name_bytes_per_hour": int},
 }
 
 _TEXT_LISTS = frozenset({"profile_search_paths", "local.read_only_paths", "ai.openaiCompatibleHosts"})
@@ -74,6 +76,8 @@ class Config:
         upstreams: host to stand-in.
         upstream_dns: ``ADDRESS[:PORT]`` of the resolver the gate asks; empty means the host's own.
         private_hosts: ``(host, CIDR)`` exceptions of the operator.
+        dns_name_bytes: what the names asked for below one suffix may carry at once, in bytes.
+        dns_name_bytes_per_hour: what they earn back.
         read_only_paths: host paths shown read-only in local sandboxes (tool chains).
         timezone: IANA name of the operator's zone; empty means the host's.
     """
@@ -89,6 +93,8 @@ class Config:
     openai_compatible_hosts: tuple[str, ...] = ()
     prices_file: str = ""
     private_hosts: tuple[tuple[str, str], ...] = ()
+    dns_name_bytes: int = 8192
+    dns_name_bytes_per_hour: int = 8192
     secrets_backend: str = "file"
     max_sandboxes: int = 10
     profile_search_paths: tuple[str, ...] = ("./profiles", "~/.km/profiles")
@@ -155,6 +161,10 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
             data[key] = _int(text, f"KM_{key.upper()}")
     if (data.get("max_sandboxes") or 0) < 0:
         raise ConfigError("max_sandboxes must be 0 (no limit) or more", where=str(path))
+    dns = {key: value for key, value in (data.get("dns") or {}).items() if value is not None}
+    for key, least in (("name_bytes", 256), ("name_bytes_per_hour", 0)):
+        if dns.get(key, least) < least:
+            raise ConfigError(f"dns.{key} must be {least} or more", where=str(path))
     docker = dict(data.get("docker") or {})
     if env.get("KM_SANDBOX_IMAGE"):
         docker["image"] = env["KM_SANDBOX_IMAGE"]
@@ -170,6 +180,8 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
         openai_compatible_hosts=tuple((data.get("ai") or {}).get("openaiCompatibleHosts") or ()),
         prices_file=data.get("prices_file", ""),
         private_hosts=_private(data.get("private_hosts") or [], path),
+        dns_name_bytes=dns.get("name_bytes", 8192),
+        dns_name_bytes_per_hour=dns.get("name_bytes_per_hour", 8192),
         secrets_backend=data.get("secrets_backend", "file"),
         max_sandboxes=data.get("max_sandboxes", 10),
         profile_search_paths=tuple(

@@ -40,6 +40,7 @@ def make_bootstrap(
             for host, upstream in config.upstreams.items()
         },
         "upstream_dns": upstream_dns(config.upstream_dns),
+        "dns_name_budget": [config.dns_name_bytes, config.dns_name_bytes_per_hour],
         "upstream_proxy": config.upstream_proxy,
         "private_hosts": [list(pair) for pair in config.private_hosts],
         "prices": load_overlay(config),

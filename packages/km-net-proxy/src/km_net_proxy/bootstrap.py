@@ -50,6 +50,7 @@ class Bootstrap:
         private_hosts: ``(host, CIDR)`` exceptions.
         prices: overlay of the price table.
         openai_compatible_hosts: hosts metered in OpenAI's shapes besides its own.
+        dns_name_budget: bytes that the names below a suffix may carry at once, and earn back in an hour.
         alias: how the operator calls the sandbox.
     """
 
@@ -67,6 +68,7 @@ class Bootstrap:
     prices: Mapping[str, Any]
     alias: str
     openai_compatible_hosts: tuple[str, ...] = ()
+    dns_name_budget: tuple[int, int] = (8192, 8192)
 
     def __repr__(self) -> str:
         return f"Bootstrap({self.sandbox_id})"
@@ -130,6 +132,7 @@ def parse(data: Mapping[str, Any]) -> Bootstrap:
             prices=dict(data.get("prices") or {}),
             alias=str(data.get("alias") or ""),
             openai_compatible_hosts=tuple(_text(host) for host in data.get("openai_compatible_hosts") or ()),
+            dns_name_budget=_pair(data["dns_name_budget"]),
         )
     except KeyError as error:
         raise BootstrapError("the bootstrap lacks a member", why=str(error)) from error
@@ -141,6 +144,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("a text is expected")
     return value
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    if type(first) is not int or type(second) is not int or first < 1 or second < 0:
+        raise ValueError("two numbers are expected")
+    return first, second
 
 
 def check_listeners(tcp: socket.socket, dns: socket.socket) -> None:

@@ -32,6 +32,7 @@ from km_core.plugins import load_plugins
 from km_net_proxy import bootstrap as boot
 from km_net_proxy.budget import Budget
 from km_net_proxy.dns.answer import TYPE_NAMES
+from km_net_proxy.dns.name_budget import NameBudget
 from km_net_proxy.dns.names import SyntheticNames
 from km_net_proxy.dns.server import DnsServer
 from km_net_proxy.dns.upstream import Resolver, parse_servers
@@ -49,6 +50,7 @@ from km_net_proxy.inside_services import InsideServices
 from km_net_proxy.lease import Lease
 from km_net_proxy.live_policy import LivePolicy, Rules, compile_rules, require_signing, still_allowed
 from km_net_proxy.meter.offers import meters as own_meters
+from km_net_proxy.name_alarms import NameAlarms
 from km_net_proxy.settlement import SettlementJournal
 
 if TYPE_CHECKING:
@@ -195,6 +197,7 @@ class _Parts:
     journal: SettlementJournal
     lease: Lease
     live: LivePolicy
+    alarms: NameAlarms
 
 
 class Gate:
@@ -273,8 +276,17 @@ class Gate:
 
         live = LivePolicy(plan, control, compile_plan=compiled, install=install)
         lease = Lease(control, on_deadline=connections.cut_all, follow=live.follow)
+        alarms = NameAlarms(chain, control)
+        burst, per_hour = given.dns_name_budget
+        name_budget = NameBudget(
+            lambda name: dns.policy.free_below(name),  # noqa: PLW0108 - of the policy in force at that time
+            burst_bytes=burst,
+            bytes_per_hour=per_hour,
+            on_alarm=alarms.tell,
+        )
         resolver = Resolver(
             parse_servers(given.upstream_dns),
+            budget=name_budget,
             # A stand-in by name is dialled by name; the filter only has to know that it exists.
             overrides={host: (_literal(entry.host), entry.port) for host, entry in given.upstreams.items()},
         )
@@ -282,13 +294,14 @@ class Gate:
         def dns_decision(verdict: Verdict, name: str, qtype: int) -> None:
             decisions.record(verdict, kind="dns_query", name=name, detail=TYPE_NAMES.get(qtype, str(qtype)))
 
-        dns = DnsServer(rules.policy, names, resolver, dns_decision)
+        dns = DnsServer(rules.policy, names, resolver, dns_decision, sandbox=given.sandbox_id)
         dns.open = False
         dialer = Dialer(
             rules.policy,
             resolver,
             overrides=given.upstreams,
             proxy=given.upstream_proxy,
+            name_budget=name_budget,
             own_allowed=rules.own_allowed,
         )
         journal = SettlementJournal(given.state_dir / "settle.wal", control)
@@ -320,7 +333,7 @@ class Gate:
             meters=rules.meters,
             owned=frozenset(owned),
         )
-        parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease, live)
+        parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease, live, alarms)
         gate = cls(context, parts, redirect=given.how == "redirect")
         return gate
 
@@ -451,6 +464,7 @@ class Gate:
         await parts.journal.close()
         await self.context.budget.close()
         await parts.resolver.close()
+        await parts.alarms.close()
         await parts.names.close()
         await parts.control.close()
         with contextlib.suppress(AuditError):

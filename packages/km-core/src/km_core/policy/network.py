@@ -264,6 +264,22 @@ class NetworkPolicy:
         denied = self._guard(name, "dns")
         return denied or self._verdict(True, ports.first(), "dns", "allowed by the profile")
 
+    def free_below(self, name: str) -> str | None:
+        """
+        Return the suffix below which a canonical name was chosen freely; empty when anywhere (``*``).
+
+        None for a name that a rule lists as it is, and for one that no rule matches.
+        """
+        if name in self._exact or name in self._suffix:
+            return None
+        at = name.find(".")
+        while at >= 0:
+            parent = name[at + 1 :]
+            if parent in self._suffix or parent in self._subdomains:
+                return parent
+            at = name.find(".", at + 1)
+        return None if self._any is None else ""
+
     def connect(self, name: str, port: int, layer: str = "connect") -> Verdict:
         """
         Say whether *name* may be reached at TCP *port*.

@@ -15,7 +15,8 @@ class Event:
 
     Attributes:
         kind: ``created``, ``started``, ``stopped``, ``resumed``, ``destroyed``, ``budget_warning``,
-            ``budget_exhausted``, ``budget_topup``, ``enforcement_lost``, ``recovered``, ``failed`` ...
+            ``budget_exhausted``, ``budget_topup``, ``name_budget_exhausted``, ``enforcement_lost``,
+            ``recovered``, ``failed`` ...
         sandbox_id: whose event it is.
         at: RFC 3339 UTC time.
         detail: plain JSON data; never a secret.

@@ -32,13 +32,16 @@ TYPE_NAMES = {
     1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 10: "NULL", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV",
     64: "SVCB", 65: "HTTPS", 251: "IXFR", 252: "AXFR", 255: "ANY", 257: "CAA",
 }  # fmt: skip
-REFUSED_TYPES = frozenset({0, NULL, OPT, 249, 250, 251, 252, 253, 254, 255})
-"""Types that are never answered: NULL, OPT as a question, TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY."""
+REFUSED_TYPES = frozenset({0, NULL, OPT, 48, 249, 250, 251, 252, 253, 254, 255})
+"""Types that are refused: NULL, OPT as a question, DNSKEY, TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY."""
 
 CLASS_IN = 1
 
-EDE_BLOCKED = 15
 EDE_NOT_READY = 14
+EDE_BLOCKED = 15
+EDE_FILTERED = 17
+EDE_PROHIBITED = 18
+EDE_NOT_SUPPORTED = 21
 EDE_NO_REACHABLE_AUTHORITY = 22
 
 UDP_PLAIN = 512
@@ -47,7 +50,8 @@ UDP_MAX = 1232
 
 _HEADER = struct.Struct("!6H")
 _OPT_START = b"\0\0\x29"
-_MAX_EDE_TEXT = 160
+# With the longest question the answer still fits into 512 bytes: 12 + 255 + 4 + 11 + 6 + 200.
+_MAX_EDE_TEXT = 200
 
 
 class MalformedError(ValueError):
@@ -104,7 +108,12 @@ def name_end(packet: bytes, start: int = 12) -> int:
 
 
 def name_text(wire: bytes) -> str | None:
-    """Return an uncompressed wire name as lower-case text, or None when a label holds a dot."""
+    """
+    Return an uncompressed wire name as lower-case text.
+
+    None when a label holds a dot or a byte outside ASCII: such a name has no text that means it alone,
+    and what international names mean is settled in their ``xn--`` form, never by bytes.
+    """
     labels = []
     at = 0
     length = wire[0]
@@ -113,9 +122,9 @@ def name_text(wire: bytes) -> str | None:
         at += length + 1
         length = wire[at]
     joined = b".".join(labels)
-    if joined.count(b".") != len(labels) - 1 and labels:
+    if (joined.count(b".") != len(labels) - 1 and labels) or not joined.isascii():
         return None
-    return joined.decode("latin-1").lower()
+    return joined.decode("ascii").lower()
 
 
 def wire_name(name: str) -> bytes:
@@ -151,11 +160,35 @@ def read_query(packet: bytes) -> Question:
     key = packet[12:after].lower()
     qtype = (packet[after] << 8) | packet[after + 1]
     qclass = (packet[after + 2] << 8) | packet[after + 3]
-    # Only the first additional record is looked at: that is where every client puts its OPT.
-    if size >= end + 11 and packet[end : end + 3] == _OPT_START and (packet[10] or packet[11]):
-        limit = min(max((packet[end + 3] << 8) | packet[end + 4], UDP_PLAIN), UDP_MAX)
-        return Question(key, qtype, qclass, end, True, limit, packet[end + 6] != 0)
-    return Question(key, qtype, qclass, end, False, UDP_PLAIN, False)
+    additional = packet[10:12]
+    if additional == b"\0\0":
+        if size != end:
+            raise MalformedError("bytes after the question")
+        return Question(key, qtype, qclass, end, False, UDP_PLAIN, False)
+    if additional != b"\0\1" or size < end + 11 or packet[end : end + 3] != _OPT_START:
+        raise MalformedError("something else than one OPT record after the question")
+    _check_options(packet, end + 9)
+    limit = min(max((packet[end + 3] << 8) | packet[end + 4], UDP_PLAIN), UDP_MAX)
+    return Question(key, qtype, qclass, end, True, limit, packet[end + 6] != 0)
+
+
+def _check_options(packet: bytes, at: int) -> None:
+    """
+    Check that the options whose length stands at *at* fill the packet; what they say is nobody's concern.
+
+    Raises:
+        MalformedError: bytes are missing or left over (RFC 6891 section 6.1.1: FORMERR).
+    """
+    size = len(packet)
+    if at + 2 + ((packet[at] << 8) | packet[at + 1]) != size:
+        raise MalformedError("an OPT record that does not end the message")
+    at += 2
+    while at < size:
+        if at + 4 > size:
+            raise MalformedError("half an option")
+        at += 4 + ((packet[at + 2] << 8) | packet[at + 3])
+    if at != size:
+        raise MalformedError("an option that runs out of the message")
 
 
 def opt_record(*, rcode: int = NOERROR, ede: int | None = None, text: str = "") -> bytes:
@@ -165,7 +198,7 @@ def opt_record(*, rcode: int = NOERROR, ede: int | None = None, text: str = "") 
     Args:
         rcode: the whole response code; its upper bits go here.
         ede: an extended error code (RFC 8914).
-        text: what it says, shortened to 160 bytes.
+        text: what it says, shortened to 200 bytes.
     """
     option = b""
     if ede is not None:

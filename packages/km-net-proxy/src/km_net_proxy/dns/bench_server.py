@@ -18,6 +18,7 @@ from km_core.audit import ChainWriter, DecisionLog
 from km_core.plan import NetworkPlan
 from km_core.policy import NetworkPolicy, compile_pattern, parse_authority
 from km_net_proxy.dns.answer import TYPE_NAMES
+from km_net_proxy.dns.name_budget import NameBudget
 from km_net_proxy.dns.names import SyntheticNames
 from km_net_proxy.dns.server import DnsServer
 from km_net_proxy.dns.upstream import Resolver, parse_servers
@@ -33,7 +34,11 @@ async def serve(arguments: argparse.Namespace, directory: Path) -> None:
     rules = tuple(compile_pattern(text, dns_list=True, source=f"--allow {text}") for text in arguments.allow)
     policy = NetworkPolicy.from_plan(NetworkPlan(hosts=rules))
     names = SyntheticNames(directory / "names.jsonl")
-    resolver = Resolver(parse_servers([arguments.upstream]))
+    # As large as nothing uses up: its price is measured, not its refusals.
+    budget = NameBudget(
+        policy.free_below, burst_bytes=1 << 50, bytes_per_hour=1 << 40, on_alarm=lambda _alarm: None
+    )
+    resolver = Resolver(parse_servers([arguments.upstream]), budget=budget)
     listen = parse_authority(arguments.listen, None)
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     log: DecisionLog | None = None

@@ -2,19 +2,25 @@
 Reading an upstream resolver's reply: nothing in it is believed that the question does not justify.
 
 Only records whose owner is the question's name, or the end of a CNAME chain that starts there and stands
-in the same answer section, count (anchors/field.md B-11).  Bounded: jumps go backwards, names have 255
-bytes at most, chains eight links.
+in the same answer section, count.  Bounded: jumps go backwards and are at most 32 in a name, names have
+255 bytes, chains eight links; a reply beyond that, or with two aliases for one name, is no reply.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from km_net_proxy.dns.answer import CLASS_IN, CNAME, SOA, A, MalformedError
 
+if TYPE_CHECKING:
+    from km_core.types import Verdict
+
 MAX_CHAIN = 8
+MAX_JUMPS = 32
+"""Pointers in one name; a message of nothing but pointers would otherwise cost millions of steps."""
 MAX_RECORDS = 256
 MAX_ADDRESSES = 32
 DEFAULT_NEGATIVE_TTL = 10
@@ -30,12 +36,14 @@ class Reply:
         truncated: the TC bit.
         addresses: addresses of the question's type, at most 32.
         ttl: smallest time to live on the way, in seconds; for an empty answer the negative one.
+        denied: why nobody was asked (rcode is then REFUSED), or None.
     """
 
     rcode: int
     truncated: bool
     addresses: tuple[IPv4Address | IPv6Address, ...]
     ttl: int
+    denied: Verdict | None = None
 
 
 def read_name(packet: bytes, start: int) -> tuple[bytes, int]:
@@ -53,6 +61,7 @@ def read_name(packet: bytes, start: int) -> tuple[bytes, int]:
     after = -1
     at = start
     lowest = start
+    jumps = 0
     try:
         while True:
             length = packet[at]
@@ -63,8 +72,9 @@ def read_name(packet: bytes, start: int) -> tuple[bytes, int]:
                 target = ((length & 0x3F) << 8) | packet[at + 1]
                 if after < 0:
                     after = at + 2
-                if target >= lowest or target < 12:
-                    raise MalformedError("a compression pointer that does not go back")
+                jumps += 1
+                if target >= lowest or target < 12 or jumps > MAX_JUMPS:
+                    raise MalformedError("a compression pointer that does not go back, or one too many")
                 lowest = at = target
                 continue
             if length > 63:
@@ -125,8 +135,8 @@ def read_reply(packet: bytes, question_end: int, qtype: int) -> Reply:
             found.setdefault(owner, []).append((packet[data:at], ttl))
         elif rtype == CNAME:
             target, end = read_name(packet, data)
-            if end == at:
-                aliases.setdefault(owner, (target, ttl))
+            if end != at or aliases.setdefault(owner, (target, ttl))[0] != target:
+                raise MalformedError("an alias that cannot be followed")
     return _follow(packet[12 : question_end - 4].lower(), rcode, aliases, found, negative)
 
 
@@ -144,6 +154,9 @@ def _follow(
             break
         name = alias[0]
         ttl = min(ttl, alias[1])
+    else:
+        if name in aliases and name not in found:
+            raise MalformedError("a chain of aliases without an end")
     records = found.get(name, [])[:MAX_ADDRESSES]
     if rcode == 0 and records:
         ttl = min(ttl, *(record[1] for record in records))

@@ -26,7 +26,7 @@ from km_net_proxy.dns.answer import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, SERVF
 from km_net_proxy.dns.names import INSIDE_HOST, v4_of, v6_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from km_core.policy import NetworkPolicy
     from km_net_proxy.dns.names import SyntheticNames
@@ -40,11 +40,22 @@ _DNS_PORTS = frozenset({0, 53, 853, 5353})
 _REMEMBERED = 8192
 _TCP_IDLE_S = 10.0
 _TCP_QUERIES = 1000
+_TCP_AT_ONCE = 32
 _V4_PTR = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa\Z")
 _V6_PTR = re.compile(r"((?:[0-9a-f]\.){32})ip6\.arpa\Z")
 _REVERSE = Verdict(True, "builtin:synthetic-address", "dns", "an address of km's own")
 _LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
-_MALFORMED = Verdict(False, "builtin:malformed-name", "dns", "a label holds a dot")
+_MALFORMED = Verdict(False, "builtin:malformed-name", "dns", "a label holds a dot, or no ASCII")
+_BROKEN = Verdict(False, "builtin:malformed-query", "dns", "not one plain question")
+_CLASS = Verdict(False, "builtin:record-class", "dns", "only class IN is answered")
+_TYPE = Verdict(False, "builtin:record-type", "dns", "only addresses are looked up outside, no other records")
+_PRIVATE = "the name does not lead to a public address"
+_NEXT = {
+    "builtin:default-deny": "the operator can add it to allowedHosts",
+    "builtin:name-budget": "the operator can list hosts one by one in allowedHosts",
+    "builtin:record-type": "ask for A or AAAA",
+}
+_NEXT_ELSE = "the operator can see km logs --denied"
 
 
 @frozen
@@ -67,6 +78,7 @@ class DnsServer:
         resolver: asks the outside.
         on_decision: called as ``on_decision(verdict, name, qtype)`` before each answer that carries a
             decision; when it raises `KmError` the answer is SERVFAIL.
+        sandbox: its id, for the texts of refusals.
         passthrough: answer with the real, judged addresses instead of synthetic ones.
         max_waiting: lookups under way; beyond, the answer is SERVFAIL.
         clock: monotonic seconds.
@@ -83,6 +95,7 @@ class DnsServer:
         resolver: Resolver,
         on_decision: Callable[[Verdict, str, int], None],
         *,
+        sandbox: str = "",
         passthrough: bool = False,
         max_waiting: int = 512,
         clock: Callable[[], float] = time.monotonic,
@@ -93,12 +106,13 @@ class DnsServer:
         self._names = names
         self._resolver = resolver
         self._on_decision = on_decision
+        self._sandbox = f"km sandbox {sandbox}" if sandbox else "km"
         self._passthrough = passthrough
         self._max_waiting = max_waiting
         self._clock = clock
         self._verdicts: dict[bytes, tuple[Verdict, str]] = {}
         self._fresh: dict[str, tuple[float, int]] = {}
-        self._opts: dict[str, bytes] = {}
+        self._opts: dict[tuple[int, str, str], bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sock: socket.socket | None = None
         self._plain_opt = wire.opt_record()
@@ -184,9 +198,13 @@ class DnsServer:
             with contextlib.suppress(OSError):
                 send(self._failure(lookup.packet, lookup.question, "too many lookups are under way"))
             return
-        task = asyncio.get_running_loop().create_task(self._finish(lookup, send))
+        self._spawn(self._finish(lookup, send))
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _finish(self, lookup: Lookup, send: Callable[[bytes], object]) -> None:
         data = await self.look_up(lookup)
@@ -199,26 +217,49 @@ class DnsServer:
         """
         Serve DNS over TCP (RFC 7766) on a connection the gate accepted at port 53; closes it at the end.
 
-        The same answers as over UDP; ten idle seconds, a thousand queries or a broken message end it.
+        The same answers as over UDP, each as soon as it is there (section 6.2.1.1), 32 lookups at once.
+        Ten idle seconds, answers not taken for as long, a thousand queries or a broken message end it.
         """
+        running: set[asyncio.Task[None]] = set()
         try:
             for _ in range(_TCP_QUERIES):
                 async with asyncio.timeout(_TCP_IDLE_S):
                     length = int.from_bytes(await reader.readexactly(2), "big")
+                    if length > _MAX_QUERY:
+                        break
                     packet = await reader.readexactly(length)
                 result = self.respond(packet)
                 if result is None:
                     break
-                data = result if isinstance(result, bytes) else await self.look_up(result)
-                writer.write(len(data).to_bytes(2, "big") + data)
+                if isinstance(result, bytes):
+                    _write(writer, result)
+                elif len(self._tasks) >= self._max_waiting:
+                    _write(writer, self._failure(packet, result.question, "too many lookups are under way"))
+                else:
+                    task = self._spawn(self._finish_tcp(result, writer))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    if len(running) >= _TCP_AT_ONCE:
+                        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 async with asyncio.timeout(_TCP_IDLE_S):
                     await writer.drain()
         except (OSError, EOFError, TimeoutError):
             pass
+        except asyncio.CancelledError:
+            for task in running:
+                task.cancel()
+            raise
         finally:
+            # A client that has said all it wanted to may still wait for answers.
+            await asyncio.gather(*running, return_exceptions=True)
             writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_TCP_IDLE_S):
+                    await writer.wait_closed()
+            writer.transport.abort()
+
+    async def _finish_tcp(self, lookup: Lookup, writer: asyncio.StreamWriter) -> None:
+        _write(writer, await self.look_up(lookup))
 
     def respond(self, packet: bytes) -> bytes | Lookup | None:
         """
@@ -230,7 +271,11 @@ class DnsServer:
         try:
             question = wire.read_query(packet)
         except MalformedError as error:
-            return None if error.rcode is None else wire.header_only(packet, error.rcode)
+            if error.rcode is None:
+                return None
+            with contextlib.suppress(KmError):  # refused either way
+                self._on_decision(_BROKEN, "", 0)
+            return wire.header_only(packet, error.rcode)
         edns = question.edns
         if question.bad_version:
             return wire.empty_answer(packet, question.end, NOERROR, wire.opt_record(rcode=wire.BADVERS))
@@ -238,13 +283,17 @@ class DnsServer:
             with contextlib.suppress(KmError):  # refused either way
                 self._on_decision(_LAPSED, "", 0)
             opt = (
-                wire.opt_record(ede=wire.EDE_NOT_READY, text="the control plane is unavailable")
+                wire.opt_record(
+                    ede=wire.EDE_NOT_READY, text=f"{self._sandbox}: the control plane is unavailable"
+                )
                 if edns
                 else b""
             )
             return wire.empty_answer(packet, question.end, SERVFAIL, opt)
         if question.qclass != wire.CLASS_IN:
-            return wire.empty_answer(packet, question.end, REFUSED, self._plain_opt if edns else b"")
+            with contextlib.suppress(KmError):  # refused either way
+                self._on_decision(_CLASS, "", question.qtype)
+            return self._refused(packet, question, REFUSED, _CLASS, wire.EDE_NOT_SUPPORTED)
         try:
             return self._decide(packet, question)
         except KmError:
@@ -255,21 +304,22 @@ class DnsServer:
         if known is None:
             known = self._judge(question.key)
         verdict, name = known
-        qtype, end = question.qtype, question.end
+        qtype = question.qtype
         if not verdict.allow:
             if qtype == PTR:
                 reverse = self._reverse(packet, question)
                 if reverse is not None:
                     return reverse
             self._on_decision(verdict, name, qtype)
-            return wire.empty_answer(packet, end, NXDOMAIN, self._blocked(verdict) if question.edns else b"")
-        opt = self._plain_opt if question.edns else b""
-        self._on_decision(verdict, name, qtype)
-        if qtype in wire.REFUSED_TYPES:
-            return wire.empty_answer(packet, end, REFUSED, opt)
+            return self._refused(packet, question, NXDOMAIN, verdict, wire.EDE_BLOCKED)
         if qtype not in {A, AAAA}:
-            # No other type leaves: the name's existence is not asked for, the answer says "none of these".
-            return wire.empty_answer(packet, end, NOERROR, opt)
+            # No other type leaves.  What ordinary clients ask for beside addresses (HTTPS, MX, TXT) is
+            # answered "none of these": an error would make them wait, or give up the name.
+            self._on_decision(_TYPE, name, qtype)
+            if qtype in wire.REFUSED_TYPES:
+                return self._refused(packet, question, REFUSED, _TYPE, wire.EDE_NOT_SUPPORTED)
+            return self._refused(packet, question, NOERROR, _TYPE, wire.EDE_FILTERED)
+        self._on_decision(verdict, name, qtype)
         if name == INSIDE_NAME:
             return self._synthetic(packet, question, INSIDE_HOST, MAX_TTL)
         if self._passthrough:
@@ -286,7 +336,7 @@ class DnsServer:
         name = wire.name_text(key)
         if name is None:
             return _MALFORMED, _printable(key.decode("latin-1"))
-        known = self._policy.name(name), name if name.isascii() and name.isprintable() else _printable(name)
+        known = self._policy.name(name), name if name.isprintable() else _printable(name)
         if len(self._verdicts) >= _REMEMBERED:
             self._verdicts.clear()
         self._verdicts[key] = known
@@ -305,18 +355,22 @@ class DnsServer:
         packet, question, name = lookup.packet, lookup.question, lookup.name
         opt = self._plain_opt if question.edns else b""
         resolution = await self._resolver.resolve(name)
+        if resolution.denied is not None:
+            return self._unasked(packet, question, name, resolution.denied)
         if resolution.rcode == SERVFAIL:
             return self._failure(packet, question, "the upstream resolver does not answer")
         if resolution.rcode == NXDOMAIN or not resolution.addresses:
             return wire.empty_answer(packet, question.end, resolution.rcode, opt)
         if not resolution.override and not self._any_allowed(name, resolution.addresses, question):
             denied = self._policy.resolved(name, resolution.addresses[0])
-            return wire.empty_answer(packet, question.end, NXDOMAIN, self._blocked(denied) if opt else b"")
+            return self._refused(packet, question, NXDOMAIN, denied, wire.EDE_BLOCKED, reason=_PRIVATE)
         host = await self._names.assign(name)
         ttl = min(resolution.ttl, MAX_TTL)
         # The policy may have been replaced while the outside was asked.
-        if not self._policy.name(name).allow:
-            return wire.empty_answer(packet, question.end, NXDOMAIN, opt)
+        now = self._policy.name(name)
+        if not now.allow:
+            self._on_decision(now, name, question.qtype)
+            return self._refused(packet, question, NXDOMAIN, now, wire.EDE_BLOCKED)
         if len(self._fresh) >= _REMEMBERED:
             self._fresh.clear()
         self._fresh[name] = self._clock() + ttl, host
@@ -326,13 +380,15 @@ class DnsServer:
         packet, question, name = lookup.packet, lookup.question, lookup.name
         opt = self._plain_opt if question.edns else b""
         reply = await self._resolver.query(name, question.qtype)
+        if reply.denied is not None:
+            return self._unasked(packet, question, name, reply.denied)
         if reply.rcode == SERVFAIL:
             return self._failure(packet, question, "the upstream resolver does not answer")
         allowed = [ip for ip in reply.addresses if self._policy.resolved(name, ip).allow]
         if reply.addresses and not allowed:
             denied = self._policy.resolved(name, reply.addresses[0])
             self._on_decision(denied, name, question.qtype)
-            return wire.empty_answer(packet, question.end, NXDOMAIN, self._blocked(denied) if opt else b"")
+            return self._refused(packet, question, NXDOMAIN, denied, wire.EDE_BLOCKED, reason=_PRIVATE)
         if not allowed:
             return wire.empty_answer(packet, question.end, reply.rcode, opt)
         rdata = tuple(ip.packed for ip in allowed)
@@ -369,18 +425,51 @@ class DnsServer:
         opt = self._plain_opt if question.edns else b""
         return wire.name_answer(packet, question.end, PTR, name, MAX_TTL, opt=opt)
 
-    def _blocked(self, verdict: Verdict) -> bytes:
-        """Return an OPT record that says why (RFC 8914, Blocked)."""
-        opt = self._opts.get(verdict.reason)
+    def _unasked(self, packet: bytes, question: wire.Question, name: str, verdict: Verdict) -> bytes:
+        """Refuse an allowed name that was not asked for; REFUSED, since later it may be."""
+        self._on_decision(verdict, name, question.qtype)
+        return self._refused(packet, question, REFUSED, verdict, wire.EDE_PROHIBITED)
+
+    def _refused(
+        self,
+        packet: bytes,
+        question: wire.Question,
+        rcode: int,
+        verdict: Verdict,
+        ede: int,
+        *,
+        reason: str = "",
+    ) -> bytes:
+        """
+        Answer without records and say why, by whose rule and what to do (RFC 8914).
+
+        Args:
+            packet: the query.
+            question: what was read of it.
+            rcode: response code.
+            verdict: the denial.
+            ede: extended error code.
+            reason: what is said instead of the verdict's own reason, which may hold what is not to be
+                known inside (an address of the operator's network).
+        """
+        if not question.edns:
+            return wire.empty_answer(packet, question.end, rcode)
+        reason = reason or verdict.reason
+        key = (ede, verdict.rule, reason)
+        opt = self._opts.get(key)
         if opt is None:
-            opt = wire.opt_record(ede=wire.EDE_BLOCKED, text=f"km: {verdict.reason}")
+            advice = _NEXT.get(verdict.rule, _NEXT_ELSE)
+            text = f"{self._sandbox}: {verdict.layer} rule {verdict.rule}: {reason}; {advice}"
+            opt = wire.opt_record(ede=ede, text=text)
             if len(self._opts) < 1024:
-                self._opts[verdict.reason] = opt
-        return opt
+                self._opts[key] = opt
+        return wire.empty_answer(packet, question.end, rcode, opt)
 
     def _failure(self, packet: bytes, question: wire.Question, text: str) -> bytes:
         opt = (
-            wire.opt_record(ede=wire.EDE_NO_REACHABLE_AUTHORITY, text=f"km: {text}") if question.edns else b""
+            wire.opt_record(ede=wire.EDE_NO_REACHABLE_AUTHORITY, text=f"{self._sandbox}: {text}")
+            if question.edns
+            else b""
         )
         return wire.empty_answer(packet, question.end, SERVFAIL, opt)
 
@@ -389,6 +478,11 @@ def _send_from(
     sock: socket.socket, info: list[tuple[int, int, bytes]], peer: tuple[str, int, int, int], data: bytes
 ) -> None:
     sock.sendmsg((data,), info, 0, peer)
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if not writer.is_closing():
+        writer.write(len(data).to_bytes(2, "big") + data)
 
 
 def _send_to(sock: socket.socket, peer: tuple[str, int], data: bytes) -> None:

@@ -23,6 +23,7 @@ from km_net_proxy.dns.answer import (
     AAAA,
     NOERROR,
     NXDOMAIN,
+    REFUSED,
     SERVFAIL,
     A,
     MalformedError,
@@ -35,12 +36,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
+    from km_core.types import Verdict
+    from km_net_proxy.dns.name_budget import NameBudget
+
 MAX_TTL = 300
+MIN_TTL = 5
+"""Seconds; a server that says less is not asked more often: how often it is asked would be a message."""
 MAX_NEGATIVE_TTL = 30
 FAILURE_TTL = 1
 OVERRIDE_TTL = 60
 _UDP_REPLY = 4096
 _BATCH = 64
+_MAX_USES = 64
+_MAX_STRAYS = 32
+"""Replies to nothing that one socket takes before its questions go over TCP instead: somebody guesses."""
 # 0x20 for each letter's byte, 0 for every other (length bytes are below 64).
 _CASE_BITS = bytes(0x20 if 97 <= byte <= 122 else 0 for byte in range(256))
 
@@ -51,11 +60,12 @@ class Resolution:
     What a name resolved to.
 
     Attributes:
-        rcode: 0 with addresses (or none: NODATA), 3 NXDOMAIN, 2 for every failure.
+        rcode: 0 with addresses (or none: NODATA), 3 NXDOMAIN, 2 for every failure, 5 when *denied*.
         addresses: IPv4 first; not judged yet (`NetworkPolicy.resolved` does that).
         ttl: seconds it may be kept.
         port: the port to dial instead of the asked one, for an override.
         override: the operator's stand-in; its address is dialled without being judged.
+        denied: why the name was not asked for, or None.
     """
 
     rcode: int
@@ -63,6 +73,7 @@ class Resolution:
     ttl: int = 0
     port: int | None = None
     override: bool = False
+    denied: Verdict | None = None
 
 
 @define(eq=False)
@@ -71,8 +82,8 @@ class _Asked:
     future: asyncio.Future[bytes]
 
 
-class _CaseError(Exception):
-    """A reply fits but for the letter case."""
+class _DoubtError(Exception):
+    """A reply fits but for the letter case, or too many came that fit nothing."""
 
 
 class _Port:
@@ -88,6 +99,7 @@ class _Port:
             raise
         self.asked: dict[int, _Asked] = {}
         self.uses = 0
+        self.strays = 0
         self._loop = loop
         loop.add_reader(self.sock.fileno(), self._readable)
 
@@ -95,6 +107,11 @@ class _Port:
         self._loop.remove_reader(self.sock.fileno())
         self.sock.close()
         self._fail(OSError(why))
+
+    @property
+    def worn(self) -> bool:
+        """Whether a fresh source port should take over: after some use, or once somebody guesses here."""
+        return self.uses >= _MAX_USES or self.strays > _MAX_STRAYS
 
     def _fail(self, error: Exception) -> None:
         for asked in self.asked.values():
@@ -116,13 +133,21 @@ class _Port:
             query_id = (packet[0] << 8) | packet[1]
             asked = self.asked.get(query_id)
             if asked is None or asked.future.done() or packet[2] & 0xF8 != 0x80 or packet[4:6] != b"\0\1":
+                self._stray()
                 continue
             question = asked.question
             got = packet[12 : 12 + len(question)]
             if got == question:
                 asked.future.set_result(packet)
             elif got.lower() == question.lower():
-                asked.future.set_exception(_CaseError())
+                asked.future.set_exception(_DoubtError())
+            else:
+                self._stray()
+
+    def _stray(self) -> None:
+        self.strays += 1
+        if self.strays > _MAX_STRAYS:
+            self._fail(_DoubtError())
 
 
 class Resolver:
@@ -137,6 +162,7 @@ class Resolver:
         sockets: source ports in use per server.
         cache_size: questions remembered.
         max_pending: questions under way; beyond, the answer is a failure.
+        budget: what names may carry outside; asked before any question leaves.
         clock: monotonic seconds.
         rng: source of ids, ports' choice and letter case.
     """
@@ -151,6 +177,7 @@ class Resolver:
         sockets: int = 16,
         cache_size: int = 4096,
         max_pending: int = 1024,
+        budget: NameBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -161,6 +188,7 @@ class Resolver:
         self._sockets = max(sockets, 1)
         self._cache_size = cache_size
         self._max_pending = max_pending
+        self._budget = budget
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._ports: dict[tuple[str, int], list[_Port]] = {server: [] for server in self._servers}
@@ -188,11 +216,17 @@ class Resolver:
         Returns:
             The resolution; a failure is rcode 2, never an exception.  One family's failure does not
             matter when the other has addresses.
+
+        Raises:
+            AuditError: the alarm of the name budget cannot be recorded.
         """
         override = self._overrides.get(name)
         if override is not None:
             return override
-        v4, v6 = await asyncio.gather(self.query(name, A), self.query(name, AAAA))
+        denied = self._charge(name, A, AAAA)
+        if denied is not None:
+            return Resolution(REFUSED, (), FAILURE_TTL, denied=denied)
+        v4, v6 = await asyncio.gather(self._query(name, A), self._query(name, AAAA))
         addresses = v4.addresses + v6.addresses
         if addresses:
             return Resolution(NOERROR, addresses, min(r.ttl for r in (v4, v6) if r.addresses))
@@ -220,7 +254,26 @@ class Resolver:
         return Reply(reply.rcode, False, reply.addresses, max(int(left), 1))
 
     async def query(self, name: str, qtype: int) -> Reply:
-        """Ask one question (type `A` or `AAAA`), or share in one that is under way; failures are rcode 2."""
+        """
+        Ask one question (type `A` or `AAAA`), or share in one that is under way; failures are rcode 2.
+
+        Raises:
+            AuditError: as `resolve`.
+        """
+        denied = self._charge(name, qtype)
+        if denied is not None:
+            return Reply(REFUSED, False, (), FAILURE_TTL, denied)
+        return await self._query(name, qtype)
+
+    def _charge(self, name: str, *qtypes: int) -> Verdict | None:
+        """Pay for a question that leaves; what is remembered or under way costs nothing."""
+        if self._budget is None:
+            return None
+        if all(self.cached(name, qtype) or (name, qtype) in self._pending for qtype in qtypes):
+            return None
+        return self._budget.charge(name)
+
+    async def _query(self, name: str, qtype: int) -> Reply:
         known = self.cached(name, qtype)
         if known is not None:
             return known
@@ -248,7 +301,7 @@ class Resolver:
                 break
             reply = _failure()
         limit = FAILURE_TTL if reply.rcode == SERVFAIL else MAX_TTL if reply.addresses else MAX_NEGATIVE_TTL
-        reply = Reply(reply.rcode, False, reply.addresses, min(max(reply.ttl, 1), limit))
+        reply = Reply(reply.rcode, False, reply.addresses, min(max(reply.ttl, MIN_TTL), limit))
         # Oldest first out: a dictionary keeps its order, and a fresh answer goes to the end.
         self._cache.pop((name, qtype), None)
         while len(self._cache) >= self._cache_size:
@@ -269,7 +322,7 @@ class Resolver:
             reply = read_reply(packet, 12 + len(question), qtype)
             if not reply.truncated:
                 return reply
-        except _CaseError:
+        except _DoubtError:
             pass
         async with asyncio.timeout(self._timeout_s):
             packet = await self._tcp(server, question)
@@ -304,7 +357,7 @@ class Resolver:
             return ports[-1]
         slot = self._rng.randrange(len(ports))
         port = ports[slot]
-        if port.uses >= 512:
+        if port.worn:
             fresh = _Port(server, loop)
             ports[slot] = fresh
             if port.asked:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv6Address
 
+    from km_core.types import Verdict
+
 
 class Resolution(Protocol):
     """The answer of the upstream resolver for one name."""
@@ -20,6 +22,10 @@ class Resolution(Protocol):
     @property
     def rcode(self) -> int:
         """DNS response code (RFC 1035 section 4.1.1); 0 is no error."""
+
+    @property
+    def denied(self) -> Verdict | None:
+        """Why the name was not asked for, or None."""
 
 
 class Resolver(Protocol):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from km_core.policy import NetworkPolicy
+    from km_net_proxy.dns.name_budget import NameBudget
     from km_net_proxy.http.contracts import Resolver
 
 CONNECT_TIMEOUT_S = 10.0
@@ -114,6 +115,7 @@ class Dialer:
         resolver: the operator's resolver.
         overrides: stand-ins by canonical name.
         proxy: the operator's own HTTP proxy, ``http://[user:password@]host:port``, or empty.
+        name_budget: what names may carry outside; paid here for names that *proxy* resolves.
         own_allowed: addresses of this host that a rule names one by one.
     """
 
@@ -124,12 +126,14 @@ class Dialer:
         *,
         overrides: Mapping[str, Override] | None = None,
         proxy: str = "",
+        name_budget: NameBudget | None = None,
         own_allowed: frozenset[str] = frozenset(),
     ) -> None:
         self._policy = policy
         self._resolver = resolver
         self.overrides = dict(overrides or {})
         self._proxy = urlsplit(proxy) if proxy else None
+        self._name_budget = name_budget
         self._own_allowed = own_allowed
         self._own: dict[str, tuple[float, bool]] = {}
 
@@ -150,6 +154,9 @@ class Dialer:
         if override is not None:
             return await self._trusted(override.host, override.port)
         if self._proxy is not None:
+            denied = None if self._name_budget is None else self._name_budget.charge(name)
+            if denied is not None:
+                raise DialDenied(denied)
             return await self._through_proxy(f"{name}:{port}")
         addresses = await self._resolve(name, port)
         error: Exception | None = None
@@ -179,6 +186,8 @@ class Dialer:
             resolution = await self._resolver.resolve(name)
         except (OSError, TimeoutError) as error:
             raise DialError("dns_failed", f"the resolver did not answer for {name}") from error
+        if resolution.denied is not None:
+            raise DialDenied(resolution.denied)
         found = [ipaddress.ip_address(str(address)) for address in resolution.addresses]
         if not found:
             raise DialError("dns_failed", f"{name} does not resolve (rcode {resolution.rcode})")
