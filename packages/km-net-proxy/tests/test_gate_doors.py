@@ -16,14 +16,13 @@ from gate_rig import AI, KEY, WEB, AddressRule, FakeKmd, HostRule, Rig, answer, 
 from km_core.control.aio import AsyncControlClient
 from km_core.errors import ControlError, ControlUnavailableError
 from km_core.ledger.prices import PriceTable
-from km_core.policy import NetworkPolicy
 from km_core.types import CallPlan
 from km_net_proxy.budget import Budget
-from km_net_proxy.gate import _single_addresses
 from km_net_proxy.http.dial import Override
 from km_net_proxy.http.refusal import ACCESS_DENIED
 from km_net_proxy.inside import InsideApi
 from km_net_proxy.lease import Lease
+from km_net_proxy.live_policy import compile_rules
 from km_net_proxy.meter.offers import AnthropicMeter
 from km_net_proxy.settlement import Settlement, SettlementJournal
 
@@ -416,9 +415,9 @@ def test_a_wide_exception_does_not_open_the_host_itself():
             rig.resolver.table["other.test"] = ("127.0.0.1",)
             for cidr, reached in (("127.0.0.0/8", False), ("127.0.0.1/32", True)):
                 private = (("other.test", cidr),)
-                policy = NetworkPolicy.from_plan(rig.plan.network, private_hosts=private)
-                rig.gate.context.policy = dialer._policy = policy
-                dialer._own_allowed = _single_addresses(rig.plan, private)
+                rules = compile_rules(rig.plan, private_hosts=private, owned={})
+                rig.gate.context.policy = rules.policy
+                dialer.use(rules.policy, rules.own_allowed)
                 listener = socket.create_server(("127.0.0.1", 0))
                 dialer.port = listener.getsockname()[1]
                 whole = dialer._connect
