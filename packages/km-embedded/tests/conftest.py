@@ -104,7 +104,11 @@ class Bench:
         path = self.config.audit_dir(sandbox_id) / "kmd.jsonl"
         import json
 
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        from km_core.audit import defects
+
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        assert [found for record in records for found in defects(record)] == []
+        return records
 
     def kinds(self, sandbox_id=IDS[0]):
         return [event["kind"] for event in self.events(sandbox_id)]

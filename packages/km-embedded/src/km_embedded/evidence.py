@@ -207,7 +207,8 @@ class Evidence:
         writer = self._writer(row.sandbox_id)
         if fresh and _holds(writer, row.number):
             return
-        writer.append({**row.detail, "kind": row.kind, "event_id": row.number})
+        # Until it is written it stays in the outbox.
+        writer.append({**row.detail, "kind": row.kind, "event_id": row.number}, kept=True)
 
     def _writer(self, sandbox_id: str) -> ChainWriter:
         writer = self._writers.get(sandbox_id)

@@ -12,9 +12,11 @@ from km_core.audit.chain import ChainWriter, record_hash
 from km_core.audit.checkpoint import Checkpoints, Head
 from km_core.audit.decisions import DecisionLog
 from km_core.audit.redact import redact, redact_processor, redact_text
+from km_core.audit.schema import FIELDS, defects
 from km_core.audit.verify import Finding, Report, verify_dir
 
 __all__ = [
+    "FIELDS",
     "Anchor",
     "ChainWriter",
     "Checkpoints",
@@ -22,6 +24,7 @@ __all__ = [
     "Finding",
     "Head",
     "Report",
+    "defects",
     "read_anchor",
     "record_hash",
     "redact",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_RECORD = 256 * 1024
 """Longest record in bytes, its newline included."""
 
-RESERVED = frozenset({"seq", "time", "sandbox", "writer", "prev", "hash", "recovered"})
+RESERVED = frozenset({"seq", "time", "sandbox", "writer", "prev", "hash", "recovered", "lost"})
 """Fields that the writer sets; an event may not bring them."""
 
 
@@ -61,6 +61,9 @@ class ChainWriter:
         sandbox_id: whose evidence it is.
         clock: returns Unix seconds.
 
+    Attributes:
+        lost: records that could not be written since the last one that was.
+
     Raises:
         AuditError: the file cannot be opened, another process writes it, or its tail is not a record
             of this chain.
@@ -77,6 +80,7 @@ class ChainWriter:
         self._hash = genesis(sandbox_id, writer)
         self._size = 0
         self._recovered: dict[str, Any] | None = None
+        self.lost = 0
         self._fd = self._open()
         try:
             self._adopt()
@@ -95,20 +99,29 @@ class ChainWriter:
         """Sequence number and hash of the last record; (0, genesis) for an empty chain."""
         return self._seq, self._hash
 
-    def append(self, event: dict[str, Any], *, redacted: bool = False) -> tuple[int, str]:
+    def append(self, event: dict[str, Any], *, redacted: bool = False, kept: bool = False) -> tuple[int, str]:
         """
         Write one record; it is in the file when this returns.
 
         Args:
             event: plain JSON data without the `RESERVED` fields; secrets in it are redacted.
             redacted: the caller has done that already (`DecisionLog`, once per reason instead of per record).
+            kept: when it cannot be written the caller keeps it and comes again: then it is not lost.
 
         Returns:
             Its sequence number (from 1) and hash.
 
         Raises:
             AuditError: it could not be written; the chain stands as before and the caller must refuse.
+                How many were lost that way stands in the next record.
         """
+        try:
+            return self._append(event, redacted=redacted)
+        except AuditError:
+            self.lost += not kept
+            raise
+
+    def _append(self, event: dict[str, Any], *, redacted: bool) -> tuple[int, str]:
         if not RESERVED.isdisjoint(event):
             raise self._error("an event uses a reserved field", ", ".join(sorted(RESERVED & set(event))))
         record = dict(event) if redacted else redact_event(event)
@@ -119,6 +132,8 @@ class ChainWriter:
         record["prev"] = self._hash
         if self._recovered is not None:
             record["recovered"] = self._recovered
+        if self.lost:
+            record["lost"] = self.lost
         try:
             body = canonical_json(record)
         except (TypeError, ValueError) as error:
@@ -134,6 +149,7 @@ class ChainWriter:
         self._seq += 1
         self._hash = digest
         self._recovered = None
+        self.lost = 0
         return self._seq, digest
 
     def sync(self) -> None:

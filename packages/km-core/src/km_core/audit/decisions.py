@@ -78,6 +78,7 @@ class DecisionLog:
         address: str = "",
         port: int = 0,
         detail: str = "",
+        connection: int = 0,
     ) -> None:
         """
         Record one decision.
@@ -89,6 +90,8 @@ class DecisionLog:
             address: the address, for literals and dialled addresses.
             port: TCP port; 0 when there is none.
             detail: what else tells decisions apart (a query type, a method and path).
+            connection: number of the connection that it is about, 0 for none; it does not tell decisions
+                apart, and only the record of the first of equal ones has it.
 
         Raises:
             AuditError: it cannot be written; the caller refuses what was asked.
@@ -103,7 +106,7 @@ class DecisionLog:
                 return
         if len(self._open) >= self._max_keys:
             self.flush(everything=True)
-        self._write(key, verdict.reason, verdict.layer, 1)
+        self._write(key, verdict.reason, verdict.layer, 1, connection)
         self._open[key] = _Repeat(now + self._window_s, f"{verdict.layer}\0{verdict.reason}")
 
     def _counted(self, key: _Key, now: float) -> bool:
@@ -149,10 +152,12 @@ class DecisionLog:
     def _write_repeats(self, key: _Key, repeat: _Repeat) -> None:
         if repeat.count:
             layer, _, reason = repeat.reason.partition("\0")
-            self._write(key, reason, layer, repeat.count)
+            self._write(key, reason, layer, repeat.count, kept=True)
             repeat.count = 0
 
-    def _write(self, key: _Key, reason: str, layer: str, count: int) -> None:
+    def _write(
+        self, key: _Key, reason: str, layer: str, count: int, connection: int = 0, *, kept: bool = False
+    ) -> None:
         kind, allow, rule, name, address, port, detail = key
         event: dict[str, Any] = {
             "kind": kind,
@@ -170,7 +175,9 @@ class DecisionLog:
             event["port"] = port
         if detail:
             event["detail"] = redact_text(detail)
-        self._chain.append(event, redacted=True)
+        if connection:
+            event["connection"] = connection
+        self._chain.append(event, redacted=True, kept=kept)
 
     def _clean(self, reason: str) -> str:
         """Redact a reason; there are few, and a flood of denials repeats them."""

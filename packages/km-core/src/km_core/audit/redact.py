@@ -35,13 +35,21 @@ _COUNT_KEY = re.compile(
 
 _WHOLE = re.compile(
     r"(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}"
-    r"|gh[pousr]_[A-Za-z0-9]{36,}"
+    r"|ABSK[A-Za-z0-9+/]{40,}={0,2}"
+    r"|gh[pousr]_[A-Za-z0-9_]{36,}"
     r"|github_pat_[A-Za-z0-9_]{22,}"
     r"|xox[abeprs]-[A-Za-z0-9-]{8,}"
     r"|xapp-[A-Za-z0-9-]{8,}"
     r"|sk-ant-[A-Za-z0-9_-]{8,}"
     r"|sk-proj-[A-Za-z0-9_-]{8,}"
     r"|sk-[A-Za-z0-9_-]{20,}"
+    r"|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
+    r"|(?:gsk_|xai-|pplx-|hf_|r8_|npm_|glpat-|gldt-|dckr_pat_|dop_v1_|hvs\.|pypi-|lin_api_)[A-Za-z0-9_-]{16,}"
+    r"|AIza[A-Za-z0-9_-]{35}"
+    r"|ya29\.[A-Za-z0-9_-]{20,}"
+    r"|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{40,}"
+    r"|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9_/-]{12,}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"
     r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)",
     re.DOTALL,
@@ -51,13 +59,15 @@ _HEADER = re.compile(r"(?i)\b(authorization|x-api-key|cookie|set-cookie)(\"?\s*[
 _USERINFO = re.compile(r"(://)[^/\s:@]{0,256}:[^/\s@]{0,256}@")
 _ASSIGNED = re.compile(
     r"(?i)\b([a-z0-9_.-]{0,64}(?:secret|token|password|passwd|api[_-]?key|access[_-]?key))(\"?\s*[=:]\s*\"?)"
-    r"[A-Za-z0-9+/_\-.~]{12,}=*"
+    r"[A-Za-z0-9+/_\-.~%]{12,}=*"
 )
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{40,}|[0-9A-F]{40,})(?![0-9A-Za-z])")
 _COMMIT = re.compile(r"(?i)\b(?:commit|sha|sha1|sha256|rev|revision|digest)\W{0,4}\Z")
 # Most strings hold none of these: one scan decides whether the others are needed.
 _HINT = re.compile(
-    r"AKIA|ASIA|AROA|AIDA|gh[pousr]_|github_pat|xox|xapp|sk-|eyJ|PRIVATE KEY|://[^/]*@|[0-9a-fA-F]{40}"
+    r"AKIA|ASIA|AROA|AIDA|ABSK|gh[pousr]_|github_pat|xox|xapp|sk-|eyJ|PRIVATE KEY|://[^/]*@|[0-9a-fA-F]{40}"
+    r"|[sr]k_(?:live|test)_|gsk_|xai-|pplx-|hf_|r8_|npm_|gl(?:pat|dt)-|dckr_pat_|dop_v1_|hvs\.|pypi-|lin_api_"
+    r"|AIza|ya29\.|SG\.|SECRET-KEY|hooks\.slack"
     r"|(?i:bearer|basic|authorization|api-?key|cookie|secret|token|passw|key)"
 )
 

@@ -48,7 +48,7 @@ def logs(ref: str, denied: bool, stream: str, follow: bool, as_json: bool) -> No
         for record in _records(config.audit_dir(sandbox_id), follow=follow):
             if denied and record.get("verdict") != "deny":
                 continue
-            click.echo(json.dumps(record) if as_json else _readable(record))
+            _print(record, as_json=as_json)
     except KeyboardInterrupt:
         return
 
@@ -70,6 +70,26 @@ def show(ref: str, as_json: bool) -> None:
         return
     for record in records:
         click.echo(_readable(record))
+
+
+@audit.command(epilog="Example: km audit tail dev1 --follow")
+@click.argument("ref")
+@click.option("--lines", "-n", type=click.IntRange(0), default=20, show_default=True, help="How many.")
+@click.option("--follow", "-f", is_flag=True, help="Go on as records come; Ctrl-C ends with 0.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def tail(ref: str, lines: int, follow: bool, as_json: bool) -> None:
+    """Show the last records of sandbox REF, also of a destroyed one; `host` is what belongs to none."""
+    config, sandbox_id = _find(ref)
+    try:
+        for number, batch in enumerate(_batches(config.audit_dir(sandbox_id), follow=follow)):
+            for record in batch if number else batch[max(len(batch) - lines, 0) :]:
+                _print(record, as_json=as_json)
+    except KeyboardInterrupt:
+        return
+
+
+def _print(record: dict[str, Any], *, as_json: bool) -> None:
+    click.echo(json.dumps(record) if as_json else _readable(record))
 
 
 @audit.command(epilog="Example: km audit verify dev1")
@@ -167,6 +187,12 @@ def _id_of(session: Session, ref: str, *, offline: bool = False) -> str:
 
 def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
     """Yield the records of every writer's chain by time; with *follow*, go on."""
+    for batch in _batches(directory, follow=follow):
+        yield from batch
+
+
+def _batches(directory: Path, *, follow: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield what is there, then, with *follow*, what has come since; each by time."""
     positions: dict[Path, int] = {}
     while True:
         batch: list[dict[str, Any]] = []
@@ -182,7 +208,7 @@ def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
                         break
                     positions[path] = positions.get(path, 0) + len(line)
                     batch.append(_parse(line, path))
-        yield from sorted(batch, key=lambda record: str(record.get("time", "")))
+        yield sorted(batch, key=lambda record: str(record.get("time", "")))
         if not follow:
             return
         time.sleep(0.3)

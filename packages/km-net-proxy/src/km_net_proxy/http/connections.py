@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ CALL_TIMEOUT_S = 840.0
 """A metered call may be silent for this long; its reservation lasts 900 s."""
 
 _TRACEBACKS = 20
+
+CURRENT: contextvars.ContextVar[int] = contextvars.ContextVar("connection", default=0)
+"""Number of the connection that the running task serves; 0 outside of any."""
 
 
 @frozen
@@ -104,7 +108,9 @@ class Connections:
         loop = asyncio.get_running_loop()
         connection = Connection(next(self._numbers), loop)
         self._open[connection] = None
-        task = loop.create_task(handler(connection))
+        context = contextvars.copy_context()
+        context.run(CURRENT.set, connection.number)
+        task = loop.create_task(handler(connection), context=context)
         connection.bind(task)
         task.add_done_callback(lambda done: self._done(connection, done))
         return connection

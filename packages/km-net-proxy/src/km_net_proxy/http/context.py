@@ -8,6 +8,7 @@ from attrs import define, field
 
 from km_core.policy.github import GIT_HOSTS
 from km_net_proxy.git.handed import HandedOut
+from km_net_proxy.http.connections import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,11 +50,22 @@ class Evidence:
         port: int = 0,
         detail: str = "",
     ) -> None:
-        """Record a decision before it takes effect."""
-        self._log.record(verdict, kind=kind, name=name, address=address, port=port, detail=detail)
+        """Record a decision before it takes effect, as one of the connection that the task serves."""
+        self._log.record(
+            verdict,
+            kind=kind,
+            name=name,
+            address=address,
+            port=port,
+            detail=detail,
+            connection=CURRENT.get(),
+        )
 
     def event(self, kind: str, **data: Any) -> None:
-        """Record something that is counted by itself: the end of a tunnel, a model call."""
+        """Record something that is counted by itself: the end of a tunnel, a change of policy."""
+        number = CURRENT.get()
+        if number:
+            data.setdefault("connection", number)
         self._chain.append({"kind": kind, **{key: value for key, value in data.items() if value != ""}})
 
 
