@@ -42,16 +42,12 @@ def test_a_profile_error_names_file_line_column_path_reason_and_hint(world: Worl
     ("section", "path"),
     [
         (
-            {"sourceAccess": {"mode": "allowlist", "github": {"allowedRepos": ["owner/name"]}}},
-            "spec.sourceAccess",
-        ),
-        (
             {"network": {"enforcement": "ebpf", "egress": {"allowedDNSSuffixes": []}}},
             "spec.network.enforcement",
         ),
         ({"otp": {"secrets": ["/team/one"]}}, "spec.otp"),
     ],
-    ids=["repositories", "ebpf", "otp"],
+    ids=["ebpf", "otp"],
 )
 def test_a_field_that_nothing_enforces_is_refused_by_name(
     world: World, substrate: str, section: dict[str, object], path: str

@@ -137,7 +137,7 @@ def test_what_nobody_is_named_for_is_open_to_whoever_provides_it():
 
     assert (Answer.ENFORCED, "km-pager") == (found.answer, found.by)
     git = says("spec.sourceAccess.github.allowedRepos")
-    assert answer(git.path, ["o/n"], "local", source("km-pager", git)).answer is Answer.MISSING
+    assert answer(git.path, ["o/n"], "local", source("km-pager", git)).by == "km-net-proxy"
 
 
 def test_only_a_substrates_own_distribution_says_that_a_field_has_no_meaning_there():

@@ -105,8 +105,8 @@ ENFORCED = {
     "spec.network.httpsOnly": True,
     "spec.network.enforcement": "proxy",
     "spec.budget": {"ai": {"maxSpendUSD": 1}, "warningThreshold": 0.5},
-    "spec.sourceAccess.mode": "none",
-    "spec.sourceAccess.github": {"allowedRepos": [], "allowedRefs": []},
+    "spec.sourceAccess.mode": "allowlist",
+    "spec.sourceAccess.github": {"allowedRepos": ["o/n"], "allowedRefs": ["main"]},
     "spec.observability": {"commandLog": {"destination": "stdout"}, "networkLog": {"destination": "stdout"}},
 }
 INERT = {
@@ -148,12 +148,6 @@ REFUSED = [
     ({"spec.execution.rsyncFileList": "f.yaml"}, "spec.execution.rsyncFileList", "no distribution"),
     ({"spec.network.enforcement": "ebpf"}, "spec.network.enforcement", "km-net-ebpf"),
     ({"spec.network.enforcement": "both"}, "spec.network.enforcement", "km-net-ebpf"),
-    ({"spec.sourceAccess.github": {"allowedRepos": ["o/n"]}}, "spec.sourceAccess.github.allowedRepos", "git"),
-    (
-        {"spec.sourceAccess.github": {"allowedRepos": [], "allowedRefs": ["main"]}},
-        "spec.sourceAccess.github.allowedRefs",
-        "git",
-    ),
     (
         {"spec.sidecars": {"auditLog": {"enabled": False, "image": "x"}}},
         "spec.sidecars.auditLog.enabled",

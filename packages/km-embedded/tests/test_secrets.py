@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve, frozen
 
 from km_core.errors import ControlError, GuardError, NotFoundError, PlanError, UsageError
-from km_core.plan import HostRule, NetworkPlan, SandboxPlan
+from km_core.plan import GitPlan, HostRule, NetworkPlan, SandboxPlan
 from km_core.types import InjectionRule
 from km_embedded.credentials import PlanSecrets
 
@@ -87,6 +87,8 @@ def test_without_a_readable_plan_nothing_is_handed_out(keys):
 
 def test_the_installed_meters_decide_when_nothing_else_is_said(bench):
     assert PlanSecrets()(plan("example.org").to_data()) == set()
+    listed = evolve(plan("example.org"), git=GitPlan("allowlist", ("o/r",)))
+    assert PlanSecrets()(listed.to_data()) == {"github-token"}
 
 
 def test_no_file_holds_a_value_and_no_answer_lists_one(keys):

@@ -1,7 +1,7 @@
 """
 Which secrets a sandbox may be given: those of hosts that its plan lets it reach.
 
-A gate asks by name; a name that no meter puts on an allowed host is not handed out, whatever the gate
+A gate asks by name; a name that nothing puts on an allowed host is not handed out, whatever the gate
 asks for, so that a gate that was taken over holds no more than its own sandbox needs.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from km_core.lifecycle.plan_file import read_plan
 from km_core.plan import SandboxPlan
 from km_core.policy import NetworkPolicy
+from km_core.policy.github import GITHUB_SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,8 +56,10 @@ class PlanSecrets:
             plan.network,
             ai_ceiling=plan.budget.ai_limit_nusd is not None,
             metered_hosts=tuple(host for host, _ in self._wanted),
+            git=plan.git,
         )
-        return {secret for host, secret in self._wanted if policy.connect(host, HTTPS).allow}
+        github = set() if policy.git is None else {GITHUB_SECRET}
+        return github | {secret for host, secret in self._wanted if policy.connect(host, HTTPS).allow}
 
 
 def stored_plan(config: Config, record: SandboxRecord) -> dict[str, Any]:

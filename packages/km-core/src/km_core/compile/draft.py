@@ -19,12 +19,24 @@ from km_core.plan import (
     WorkloadPlan,
 )
 from km_core.policy import NetworkPolicy, compile_address, compile_pattern, parse_address
+from km_core.policy.repos import GitPolicy
 from km_core.profile.duration import parse_duration, parse_ttl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from km_core.types import GroupResolution, Meter
+
+
+_OVER_SSH = ("git@github.com:", "ssh://git@github.com/", "ssh://git@ssh.github.com:443/")
+_GIT_ENV = {
+    # Remotes written for SSH, which nobody could judge, are asked for over HTTPS (git-config(1)).
+    "GIT_CONFIG_COUNT": str(len(_OVER_SSH)),
+    **{f"GIT_CONFIG_KEY_{n}": "url.https://github.com/.insteadOf" for n in range(len(_OVER_SSH))},
+    **{f"GIT_CONFIG_VALUE_{n}": url for n, url in enumerate(_OVER_SSH)},
+    # The credential is the gate's; nobody inside is to be asked for one.
+    "GIT_TERMINAL_PROMPT": "0",
+}
 
 
 def draft_plan(
@@ -59,7 +71,12 @@ def draft_plan(
         labels=tuple(sorted((metadata.get("labels") or {}).items())),
         lifecycle=_lifecycle(spec["lifecycle"]),
         workload=_workload(
-            spec["execution"], network, groups, meters, ai_ceiling="ai" in (spec.get("budget") or {})
+            spec["execution"],
+            network,
+            groups,
+            meters,
+            ai_ceiling="ai" in (spec.get("budget") or {}),
+            git=git_plan(spec.get("sourceAccess") or {}),
         ),
         network=network,
         git=git_plan(spec.get("sourceAccess") or {}),
@@ -175,12 +192,13 @@ def _workload(
     meters: Iterable[Meter],
     *,
     ai_ceiling: bool,
+    git: GitPlan,
 ) -> WorkloadPlan:
     meters = tuple(meters)
     policy = NetworkPolicy.from_plan(
         network, ai_ceiling=ai_ceiling, metered_hosts=[host for meter in meters for host in meter.hosts]
     )
-    env: dict[str, str] = {}
+    env: dict[str, str] = {} if GitPolicy.from_plan(git) is None else dict(_GIT_ENV)
     for meter in meters:
         rule = meter.injection
         if rule is not None and any(policy.connect(host, 443, "tls").allow for host in meter.hosts):

@@ -27,6 +27,9 @@ API = "api.github.com"
 UPLOADS = "uploads.github.com"
 SSH_HOST = "ssh.github.com"
 
+GITHUB_SECRET = "github-token"  # noqa: S105 - the name of a secret, not its value
+"""Name of the operator's credential for GitHub, which the gate puts on allowed requests."""
+
 SIGNED_HOSTS = frozenset(
     {
         "objects.githubusercontent.com",

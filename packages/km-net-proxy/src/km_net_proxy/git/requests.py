@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, frozen
 
 from km_core.errors import KmError
-from km_core.policy.github import API, SIGNED_HOSTS, Route, classify
+from km_core.policy.github import API, GITHUB_SECRET, SIGNED_HOSTS, Route, classify
 from km_core.policy.refs import is_ref
 from km_core.types import Verdict
 from km_net_proxy.git.bodies import coding_of, document, pieces
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from km_net_proxy.http.head import RequestHead
     from km_net_proxy.http.scope import Target
     from km_net_proxy.http.session import Session
-
-SECRET = "github-token"  # noqa: S105 - the name of a secret, not its value
-"""Name of the operator's credential for GitHub."""
 
 MAX_LFS = 4 << 20
 """Longest body of an LFS batch request, in bytes."""
@@ -256,7 +253,7 @@ class GitRequests:
             upstream.stream.abort()
             raise
         if outcome.status == 401:
-            self._gate.secrets.doubt(SECRET)
+            self._gate.secrets.doubt(GITHUB_SECRET)
         return await session.finish(upstream, outcome, reusable=reusable)
 
     async def _fields(
@@ -292,7 +289,7 @@ class GitRequests:
         if route.operation == "open" or (override is not None and not override.protected):
             return ()
         try:
-            token = await self._gate.secrets.value(SECRET)
+            token = await self._gate.secrets.value(GITHUB_SECRET)
         except KmError as error:
             raise RequestRefused.error(
                 503, "control_plane_unavailable", "the control plane cannot be reached", close=True
@@ -302,7 +299,7 @@ class GitRequests:
         token = token.strip()
         if not token.isascii() or not token.isprintable() or " " in token:
             raise RequestRefused.error(
-                502, "credential_malformed", f"the secret {SECRET} is no token", close=True
+                502, "credential_malformed", f"the secret {GITHUB_SECRET} is no token", close=True
             )
         if route.smart or route.operation.startswith("lfs") or target.authority.host == "github.com":
             pair = base64.b64encode(b"x-access-token:" + token.encode("ascii"))

@@ -164,7 +164,6 @@ def _execution_claims() -> list[Claim]:
 
 def _network_claims() -> list[Claim]:
     github = "spec.sourceAccess.github"
-    filter_note = "the gate does not filter git by repository and ref yet"
     gate_sidecars = ("spec.sidecars.dnsProxy.enabled", "spec.sidecars.httpProxy.enabled")
     return [
         *_enforced(
@@ -176,8 +175,7 @@ def _network_claims() -> list[Claim]:
         *_enforced(_GATE, "spec.network.enforcement", values=("proxy",)),
         *_missing("km-net-ebpf", "spec.network.enforcement"),
         *_enforced(_GATE, "spec.sourceAccess.mode"),
-        *_enforced(_GATE, f"{github}.allowedRepos", f"{github}.allowedRefs", values=_EMPTY),
-        *_missing("", f"{github}.allowedRepos", f"{github}.allowedRefs", note=filter_note),
+        *_enforced(_GATE, f"{github}.allowedRepos", f"{github}.allowedRefs"),
         *_enforced(_GATE, "spec.budget.ai.maxSpendUSD", "spec.budget.warningThreshold"),
         # The rate here is 0, so any ceiling holds; saying "enforced" would promise a stop that never comes.
         *_inert("local compute costs nothing", "spec.budget.compute.maxSpendUSD"),
