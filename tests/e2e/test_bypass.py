@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from standins.world import DENIED, FORBIDDEN_NAMES, ORIGIN, WEB
 
+from km_core.attack import bundle
+
 if TYPE_CHECKING:
     from standins.world import Outcome, Sandbox, World
 
-PROBE = Path(__file__).with_name("probe.py")
+PROBE = bundle()
 ORIGINAL_TOKEN_BYTES = 8
 
 
 @pytest.fixture(scope="module")
 def strongest(box: Sandbox) -> bool:
     """Whether commands can run as root inside; puts the probe there."""
-    box.put("probe.py", PROBE.read_text())
+    box.put("probe.py", PROBE)
     return box.run("id", "-u", root=True).code == 0
 
 
@@ -63,7 +65,8 @@ class Attempts:
         """Run the control; returns its token."""
         token = new_token()
         subprocess.run(
-            [sys.executable, str(PROBE), probe, self.arguments(token, **extra)],
+            [sys.executable, "-", probe, self.arguments(token, **extra)],
+            input=PROBE.encode(),
             check=True,
             capture_output=True,
             timeout=60,
@@ -190,7 +193,9 @@ def test_host_keyrings_are_neither_read_nor_written(inside: Attempts) -> None:
         return done.stdout
 
     arguments = inside.arguments(new_token(), key=key)
-    assert secret in held_by(sys.executable, str(PROBE), "keyring", arguments), "the control read no key"
+    probe = inside.world.directory / "probe.py"
+    probe.write_text(PROBE)
+    assert secret in held_by(sys.executable, str(probe), "keyring", arguments), "the control read no key"
     token = new_token()
     flags = ["--root"] if inside.root else []
     printed = held_by(
@@ -338,7 +343,7 @@ def test_another_sandbox_is_not_reached(inside: Attempts, world: World, substrat
         heard = other.start("python3", "-u", "listen.py")
         assert heard.stdout is not None
         assert heard.stdout.readline().strip() == "up"
-        other.put("probe.py", PROBE.read_text())
+        other.put("probe.py", PROBE)
         args = {"tcp_ports": [9000], "paths": [], "abstract": ["km-neighbour"]}
         control = new_token()
         for probe in ("tcp", "unix"):

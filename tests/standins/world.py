@@ -21,7 +21,7 @@ from demo.pki import Authority
 from demo.serving import Origin, Server
 from demo.traces import Traces
 
-from standins.canary import Canary, host_addresses
+from km_core.attack import Canary, host_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -58,6 +58,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     ),
     "plugins": ("km_core.cli.plugins:plugins", "Show installed plugins and why one is not used."),
     "audit": ("km_core.cli.observe:audit", "Show and verify the audit chains."),
+    "attack": ("km_core.cli.attack:attack", "Try the known ways out of a running sandbox."),
     "doctor": ("km_core.cli.observe:doctor", "Check what this host can do."),
     "daemon": ("km_core.cli.daemon:daemon", "Show, start or stop the control plane."),
     "completion": ("km_core.cli.completion:completion", "Print a completion script for your shell."),

@@ -2,8 +2,8 @@
 The canary: everything that arrives anywhere outside a sandbox, written down.
 
 It listens on every address of the network namespace it is made in, over TCP (MPTCP included), UDP and
-UDP-Lite, at ports of its own and at 53, 80 and 443 where they are free, on named and abstract Unix sockets
-and on vsock.  Tests ask whether a token arrived.
+UDP-Lite, at a port of its own and at `PORTS` where they are free, on named and abstract Unix sockets and on
+vsock.  It holds a bounded part of what arrives, and answers whether a token did.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import socket
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import define, field
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 _MPTCP = 262
 _UDPLITE = 136
+_MOST_OF_ONE = 16384
+_MOST_ARRIVALS = 4096
+PORTS = (80, 443, 53, 853, 3128, 123, 137, 5353, 5355)
+"""Ports that attempts like: web, DNS and its neighbours, time, and the gate's own."""
 
 
 @define
@@ -34,25 +39,28 @@ class Canary:
 
     Args:
         directory: where the named Unix socket goes.
+        ports: tried besides a port of its own.
     """
 
     directory: Path
+    ports: tuple[int, ...] = PORTS
     tcp_ports: list[int] = field(factory=list)
     udp_ports: list[int] = field(factory=list)
     abstract: str = field(factory=lambda: f"km-canary-{secrets.token_hex(4)}")
     vsock_port: int = 0
-    arrivals: list[tuple[str, bytes]] = field(factory=list)
+    arrivals: deque[tuple[str, bytes]] = field(factory=lambda: deque(maxlen=_MOST_ARRIVALS))
     _leaving: threading.Event = field(factory=threading.Event)
     _sockets: list[socket.socket] = field(factory=list)
     _threads: list[threading.Thread] = field(factory=list)
 
     @property
     def unix_path(self) -> str:
+        """Where the named Unix socket is."""
         return str(self.directory / "canary.sock")
 
     def __enter__(self) -> Self:
         own = self._free_port()
-        for port in (own, 80, 443, 53):
+        for port in (own, *self.ports):
             if self._stream(socket.AF_INET6, ("::", port), f"tcp:{port}", protocol=_MPTCP):
                 self.tcp_ports.append(port)
             if self._datagram(("::", port), f"udp:{port}"):
@@ -66,6 +74,10 @@ class Canary:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening; again is harmless, and what arrived stays known."""
         self._leaving.set()
         for thread in self._threads:
             thread.join(2)
@@ -87,7 +99,7 @@ class Canary:
             probe.bind(("::", 0))
             return int(probe.getsockname()[1])
 
-    def _stream(self, family: int, address: object, place: str, protocol: int = 0) -> bool:
+    def _stream(self, family: int, address: tuple[Any, ...] | str, place: str, protocol: int = 0) -> bool:
         sock = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM, protocol)
@@ -105,7 +117,7 @@ class Canary:
         self._start(sock, lambda: self._accept(sock, place))
         return True
 
-    def _datagram(self, address: object, place: str, protocol: int = 0) -> bool:
+    def _datagram(self, address: tuple[Any, ...] | str, place: str, protocol: int = 0) -> bool:
         sock = None
         try:
             sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, protocol)
@@ -141,7 +153,7 @@ class Canary:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(3)
             while chunk := connection.recv(4096):
-                data += chunk
+                data = (data + chunk)[:_MOST_OF_ONE]
                 self.arrivals.append((place, data))
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\ncanary")
         self.arrivals.append((place, data))
