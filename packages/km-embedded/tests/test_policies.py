@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
 
+from km_core.compile.pipeline import Compiled
+from km_core.control.ops import Op, listing, mapping, nullable
+from km_core.control.server import ControlServer
 from km_core.errors import GuardError, NotFoundError, PlanError, PolicyDenied, UsageError
-from km_core.lifecycle import plan_file
+from km_core.lifecycle import plan_file, policy
+from km_core.lifecycle.session import Session
 from km_core.plan import (
     BudgetPlan,
     GitPlan,
@@ -212,3 +220,118 @@ def test_the_version_tells_plans_and_grants_apart():
     }
     assert len(versions) == 5
     assert policy_version("d", (one, two)) == policy_version("d", (two, one))
+
+
+class Supervisor:
+    """A supervisor's socket whose gate answers what a test says."""
+
+    def __init__(self, directory):
+        self.asked = []
+        self.refuses = []
+        self._loop = asyncio.new_event_loop()
+        ops = {
+            "policy.check": Op(self._check, {"policy": nullable(mapping), "grants": listing(10)}),
+            "policy.refresh": Op(self._refresh),
+        }
+        directory.mkdir(parents=True, mode=0o700)
+        self._server = ControlServer(
+            directory / "pod.sock", ops, uids={os.geteuid()}, log=lambda *_, **__: None
+        )
+        self._loop.run_until_complete(self._server.start())
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def _answer(self, what):
+        self.asked.append(what)
+        if self.refuses and self.refuses[0] == what:
+            self.refuses.pop(0)
+            raise GuardError(f"{what} is refused")
+
+    def _check(self, _peer, policy, grants):
+        self._answer("policy.check")
+        return {"policy_version": "x"}
+
+    def _refresh(self, _peer):
+        self._answer("policy.refresh")
+        return {"policy_version": "x", "grants": [], "cut": 3}
+
+    def close(self):
+        asyncio.run_coroutine_threadsafe(self._server.close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def supervisor(box):
+    made = Supervisor(box.config.sandbox_runtime_dir(A))
+    yield made
+    made.close()
+
+
+NEW_PROFILE = "spec:\n  network:\n    egress:\n      allowedDNSSuffixes:\n      - .b.example\n"
+OLD_PROFILE = "spec:\n  network:\n    egress:\n      allowedDNSSuffixes: []\n"
+
+
+@pytest.fixture
+def session(box, monkeypatch):
+    """A command's session on kmd, of a sandbox whose profile is `OLD_PROFILE`; files compile to b.example."""
+    old, new = plan("a.example", text=OLD_PROFILE), plan("b.example", text=NEW_PROFILE)
+    state_dir = box.config.sandbox_dir(A)
+    (state_dir / "plan.json").write_text(old.to_json())
+    (state_dir / "profile.yaml").write_text(OLD_PROFILE)
+    box.operator("sandbox.update", id=A, changes={"plan_digest": old.digest()})
+    monkeypatch.setattr(policy, "plan_from_file", lambda *_: Compiled(new, NEW_PROFILE, ()))
+    control = SimpleNamespace(call=box.operator, close=lambda: None)
+    return Session(box.config, SimpleNamespace(meters=dict), control)
+
+
+def test_what_the_gate_cannot_take_over_is_rolled_back(box, session, supervisor):
+    before = box.get().plan_digest
+    supervisor.refuses = ["policy.refresh"]
+    with pytest.raises(GuardError, match="refused"):
+        policy.apply_policy(session, box.get(), "file")
+
+    assert supervisor.asked == ["policy.check", "policy.refresh", "policy.refresh"]
+    assert box.sandbox(A, "policy.current")["version"] == before
+    assert (box.config.sandbox_dir(A) / "profile.yaml").read_text() == OLD_PROFILE
+    chain = [(e["policy_before"], e["policy_after"]) for e in box.events(A) if e["kind"] == "policy_changed"]
+    assert len(chain) == 2
+    assert chain[0] == chain[1][::-1]
+
+    found = policy.apply_policy(session, box.get(), "file")
+    assert (found.in_force, found.cut) == (True, 3)
+    stored = (box.config.sandbox_dir(A) / "profile.yaml").read_text()
+    assert "b.example" in stored
+    assert box.get().plan_digest != before
+
+
+def test_a_gate_that_says_no_beforehand_leaves_no_trace(box, session, supervisor):
+    supervisor.refuses = ["policy.check"]
+    with pytest.raises(GuardError):
+        policy.apply_policy(session, box.get(), "file")
+    supervisor.refuses = ["policy.check"]
+    with pytest.raises(GuardError):
+        policy.allow_for(session, box.get(), "c.example", 60)
+    assert "policy_changed" not in box.kinds(A)
+
+
+def test_a_grant_that_the_gate_cannot_take_over_is_taken_back(box, session, supervisor):
+    supervisor.refuses = ["policy.refresh"]
+    with pytest.raises(GuardError):
+        policy.allow_for(session, box.get(), "c.example", 60)
+    assert box.operator("policy.get", id=A)["grants"] == []
+    assert policy.allow_for(session, box.get(), "c.example", 60)["in_force"]
+    assert policy.deny_again(session, box.get(), "C.example.")["cut"] == 3
+
+
+def test_without_a_gate_the_policy_waits_for_one(box, session):
+    found = policy.apply_policy(session, box.get(), "file")
+    assert (found.in_force, found.before == found.after) == (False, False)
+    assert not policy.allow_for(session, box.get(), "c.example", 60)["in_force"]
+
+
+def test_a_profile_that_is_not_the_plans_is_not_changed(box, session):
+    (box.config.sandbox_dir(A) / "profile.yaml").write_text("spec: {}\n")
+    with pytest.raises(GuardError, match="not the one of the plan"):
+        policy.apply_policy(session, box.get(), "file")
