@@ -98,6 +98,9 @@ class Gate:
     async def __aexit__(self, *exc):
         self.tcp.close()
         await self.tcp.wait_closed()
+        serving = {task for task in asyncio.all_tasks() if "handle_tcp" in repr(task.get_coro())}
+        if serving:
+            await asyncio.wait(serving, timeout=30)
         await self.server.close()
         self.sock.close()
         await self.resolver.close()
