@@ -9,10 +9,26 @@ import subprocess
 
 from gate_rig import Rig
 
-from km_core.plan import GitPlan
+from km_core.compile.draft import draft_plan
+from km_core.plan import GitPlan, LimitsPlan
 
 TOKEN = "ghs_operators-own-token"
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+
+
+def draft_environment():
+    """Return the variables that a plan with repositories puts into its sandbox."""
+    data = {
+        "metadata": {"name": "t"},
+        "spec": {
+            "lifecycle": {"ttl": "1h", "idleTimeout": "1h", "teardownPolicy": "destroy"},
+            "execution": {"shell": "/bin/sh", "workingDir": "/workspace"},
+            "network": {},
+            "sourceAccess": {"mode": "allowlist", "github": {"allowedRepos": ["o/r"]}},
+        },
+    }
+    plan = draft_plan(data, digest="0", substrate="local", groups=(), meters=(), limits=LimitsPlan())
+    return dict(plan.workload.env)
 
 
 class World:
@@ -96,7 +112,7 @@ class World:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n{lines}\r\n".encode() + answer)
 
-    async def git(self, *arguments, cwd=None):
+    async def git(self, *arguments, cwd=None, env=None):
         """Run a git client that has only the proxy and the sandbox's CA; returns code and what it printed."""
         process = await asyncio.create_subprocess_exec(
             "git",
@@ -105,7 +121,7 @@ class World:
             f"http.proxy={self.proxy}",
             *arguments,
             cwd=cwd or self.rig.directory,
-            env=self.env() | {"GIT_SSL_CAINFO": str(self.rig.ca)},
+            env=self.env() | {"GIT_SSL_CAINFO": str(self.rig.ca)} | (env or {}),
             stdin=subprocess.DEVNULL,
             stdout=-1,
             stderr=-1,

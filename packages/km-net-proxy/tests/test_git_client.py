@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 from gate_rig import run
-from git_world import TOKEN, World
+from git_world import TOKEN, World, draft_environment
 
 BASIC = b"Authorization: Basic " + base64.b64encode(b"x-access-token:" + TOKEN.encode())
 
@@ -200,7 +201,7 @@ def test_with_no_ref_allowed_a_push_is_refused_before_it_is_prepared():
     run(main)
 
 
-def test_two_thousand_refs_are_too_many_and_one_less_is_judged_ref_by_ref():
+def test_a_push_of_very_many_refs_is_judged_ref_by_ref():
     async def main():
         async with World(refs=("b*",)) as world:
             await world.up("o/r")
@@ -213,5 +214,48 @@ def test_two_thousand_refs_are_too_many_and_one_less_is_judged_ref_by_ref():
             code, text = await world.git("push", "-q", "origin", "refs/heads/b*:refs/heads/b*", cwd=work)
             assert code == 0, text
             assert len(world.refs()) == 1501
+
+    run(main)
+
+
+def test_git_over_ssh_is_refused_in_words_that_ssh_prints():
+    async def main():
+        async with World() as world:
+            await world.up()
+            port = world.rig.front("github.com", 22)
+            ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -F none"
+            code, text = await world.git(
+                "-c", f"core.sshCommand={ssh}", "clone", f"ssh://git@127.0.0.1:{port}/o/r.git", "work"
+            )
+            assert code != 0
+            for words in ("Blocked by km sandbox policy", "https://github.com/OWNER/NAME", "host github.com"):
+                assert words in text, text
+            denied = [event for event in world.rig.events() if event.get("verdict") == "deny"]
+            assert ("github.com", 22) == (denied[-1]["name"], denied[-1]["port"])
+
+    run(main)
+
+
+def test_ssh_to_other_hosts_names_their_rule():
+    async def main():
+        async with World() as world:
+            await world.up()
+            for destination in ("denied.test", "203.0.113.9"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", world.rig.front(destination, 22))
+                text = await asyncio.wait_for(reader.read(), 10)
+                assert text.startswith(b"SSH-2.0-km\r\n")
+                assert b"builtin:" in text
+                writer.close()
+
+    run(main)
+
+
+def test_remotes_written_for_ssh_are_asked_for_over_https_with_the_sandboxs_environment():
+    async def main():
+        async with World() as world:
+            await world.up("o/r")
+            for number, url in enumerate(("git@github.com:o/r.git", "ssh://git@github.com/o/r")):
+                code, text = await world.git("clone", "-q", url, f"c{number}", env=draft_environment())
+                assert code == 0, text
 
     run(main)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from km_net_proxy.git.pktline import band, pkt
-from km_net_proxy.http.refusal import BLOCKED, printable
+from km_net_proxy.http.refusal import BLOCKED, denial_fields, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +82,11 @@ class Denial:
         """Return the plain text form."""
         head, *rest = self.lines()
         return "\n".join([head, "", *rest, ""]).encode()
+
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        """Return the header fields, for clients that do not show bodies."""
+        said, _ = denial_fields(self.verdict, sandbox=self.sandbox, target=f"{self.host}:443")
+        return said, ("X-Km-Next", printable(self._next()).encode("ascii", "replace").decode("ascii"))
 
     def document(self) -> bytes:
         """Return the JSON form (spec/network.md section 4.2)."""

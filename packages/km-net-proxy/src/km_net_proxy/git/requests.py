@@ -46,7 +46,6 @@ MAX_API = 32 << 20
 DRAIN = 256 << 20
 """How much of a refused push is taken from its client, so that it reads the refusal, in bytes."""
 
-_METHOD_FIELDS = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _DECODED = frozenset({b"content-encoding", b"content-md5", b"digest"})
 _PAGES = frozenset({"github.com", "raw.githubusercontent.com", "codeload.github.com"})
 _MAX_SHOWN = 12
@@ -153,7 +152,7 @@ class GitRequests:
     ) -> bool:
         """Take the rest of the push and throw it away, then say why it is refused, beside each ref."""
         if not reports(wanted.capabilities):
-            raise RequestRefused(403, denial.page(), close=True)
+            raise RequestRefused(403, denial.page(), headers=denial.fields(), close=True)
         taken = 0
         async for piece in body:
             self._session.connection.extend(IDLE_TIMEOUT_S)
@@ -216,9 +215,15 @@ class GitRequests:
         self._record(verdict, target, f"{request.method} {path} {printable(ref)}".strip())
         denial = self._denial(verdict, route, target, ref=ref)
         if target.authority.host in _PAGES and not route.operation.startswith("lfs"):
-            raise RequestRefused(403, denial.page(), close=request.length != 0)
+            raise RequestRefused(403, denial.page(), headers=denial.fields(), close=request.length != 0)
         kind = "application/vnd.git-lfs+json" if route.operation.startswith("lfs") else "application/json"
-        raise RequestRefused(403, denial.document(), content_type=kind, close=request.length != 0)
+        raise RequestRefused(
+            403,
+            denial.document(),
+            content_type=kind,
+            headers=denial.fields(),
+            close=request.length != 0,
+        )
 
     def _record(self, verdict: Verdict, target: Target, detail: str) -> None:
         named = target.authority
@@ -261,7 +266,7 @@ class GitRequests:
     ) -> tuple[list[tuple[bytes, bytes]], tuple[tuple[bytes, bytes], ...], str]:
         """Return the client's fields without its credentials, the gate's own, and the path."""
         host = target.authority.host
-        dropped = set(_METHOD_FIELDS)
+        dropped: set[bytes] = set()
         if sending.whole is not None or sending.source is not None:
             dropped |= {b"expect"}
             dropped |= _DECODED if sending.whole is not None or coding_of(request) else set()

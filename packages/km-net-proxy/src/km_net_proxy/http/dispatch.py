@@ -19,6 +19,7 @@ from attrs import evolve
 from km_core.errors import AuditError
 from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
+from km_net_proxy.git import ssh
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_request
@@ -182,9 +183,13 @@ class Dispatcher:
         *,
         recorded: bool = False,
     ) -> None:
-        """Tell a client no: a page on port 80, an alert where TLS speaks, a reset elsewhere."""
+        """Tell a client no: a page on port 80, an alert where TLS speaks, SSH's words, a reset elsewhere."""
         if not recorded:
             self._judge.decided(verdict, scope)
+        if scope.port == ssh.PORT:
+            words = ssh.goodbye(verdict, sandbox=self._gate.sandbox_id, name=scope.name)
+            await self._last_words(connection, sock, words)
+            return
         if scope.port not in (80, 443):
             reset_on_close(sock)
             return
