@@ -409,7 +409,7 @@ def test_tls_to_a_literal_address_on_port_80_needs_a_lease_too(opening):
 
 def test_a_wide_exception_does_not_open_the_host_itself():
     async def main():
-        async with Rig(hosts=[HostRule("other.test", "exact", (22,))]) as rig:
+        async with Rig(hosts=[HostRule("other.test", "exact", (2222,))]) as rig:
             await rig.up()
             dialer = rig.gate.context.dialer
             rig.resolver.table["other.test"] = ("127.0.0.1",)
@@ -424,7 +424,7 @@ def test_a_wide_exception_does_not_open_the_host_itself():
                 dialer._connect = lambda address, port, listener=listener, whole=whole: whole(
                     address, listener.getsockname()[1]
                 )
-                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front("other.test", 22))
+                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front("other.test", 2222))
                 listener.settimeout(5 if reached else 0.3)
                 if reached:
                     taken, _ = await asyncio.to_thread(listener.accept)

@@ -214,7 +214,7 @@ def test_an_unknown_synthetic_address_and_a_literal_one_are_denied():
         async with Rig() as rig:
             await rig.up()
             for destination in ("198.18.9.9", "192.0.2.7", "169.254.169.254", "10.0.0.1"):
-                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(destination, 22))
+                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(destination, 2222))
                 with contextlib.suppress(ConnectionResetError):
                     assert await asyncio.wait_for(reader.read(), 30) == b""
                 writer.close()
