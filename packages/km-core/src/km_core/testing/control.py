@@ -9,6 +9,7 @@ import pytest
 
 from km_core.control.rpc import ControlClient
 from km_core.errors import GuardError, KmError, NotFoundError, PolicyDenied, UsageError
+from km_core.testing.control_policy import PolicyPromises
 from km_core.testing.control_spending import SpendingPromises, new_record
 from km_core.testing.probes import canary
 
@@ -24,9 +25,10 @@ OWN_EVENTS = ("created", "stopped", "resumed", "destroyed", "budget_topup", "bud
 """Kinds that only a control plane records itself."""
 
 
-class ControlPlaneContract(SpendingPromises):
+class ControlPlaneContract(SpendingPromises, PolicyPromises):
     """
-    Promises C1 to C20; C11 to C15 stand in `km_core.testing.control_spending`.
+    Promises C1 to C22; C11 to C15 stand in `km_core.testing.control_spending`, C21 and C22 in
+    `km_core.testing.control_policy`.
 
     Must override: `offer`.  May override: `config`, `crash`.
 

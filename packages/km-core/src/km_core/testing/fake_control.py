@@ -25,6 +25,7 @@ from km_core.control.protocols import ControlPlaneOffer
 from km_core.errors import GuardError, NotFoundError, UsageError
 from km_core.handlers.states import may_change
 from km_core.testing import fake_ledger as ledger
+from km_core.testing.fake_policy import FakePolicies
 from km_core.testing.fake_sandbox_ops import sandbox_table
 from km_core.testing.fake_sockets import FakeSockets
 from km_core.types import SandboxRecord, SandboxState, is_alias, is_sandbox_id
@@ -65,6 +66,7 @@ class FakeControlPlane:
         self.state: dict[str, Any] = {"sandboxes": {}, "secrets": {}, "anchors": {}, "last": 0}
         with contextlib.suppress(FileNotFoundError):
             self.state = json.loads(self._file.read_text(encoding="utf-8"))
+        self.policies = FakePolicies(self)
         self.table = self._operator_table()
         for sandbox_id, entry in self.state["sandboxes"].items():
             if entry["token"]:
@@ -165,6 +167,7 @@ class FakeControlPlane:
                 frozenset({"ai_nusd", "compute_nusd"}),
             ),
             "budget.get": Op(lambda _peer, id: ledger.summary(self.entry(id)["budget"]), one),  # noqa: A006 - likewise
+            **self.policies.table(),
             "secret.set": Op(self._secret_set, {"name": _NAME, "value": text(longest=65536)}),
             "secret.list": Op(self._secret_list),
             "secret.delete": Op(self._secret_delete, {"name": _NAME}),

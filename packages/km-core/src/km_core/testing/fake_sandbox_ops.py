@@ -24,6 +24,7 @@ _MONEY = integer(0, 2**62)
 _OWN = frozenset(
     {"created", "started", "stopped", "paused", "resumed", "destroyed", "destroying", "changed"}
     | {"create_requested", "token_issued", "budget_set", "budget_topup", "budget_warning"}
+    | {"policy_changed"}
 )
 """Kinds of events that only the control plane records: a sandbox cannot forge them."""
 
@@ -49,6 +50,7 @@ def sandbox_table(plane: FakeControlPlane, sandbox_id: str) -> dict[str, Op]:
     state = {"state": text(longest=16), "reason": text(longest=512, empty=True), "resources": mapping}
     return {
         "lease": op(ops.lease, {"holder": text(longest=32, pattern=_WORD)}),
+        "policy.current": op(ops.policy),
         "ledger.reserve": op(ops.reserve, reserved),
         "ledger.settle": op(
             ops.settle, {"call_id": _CALL, "cost_nusd": _MONEY, "usage": mapping}, ("usage",)
@@ -90,7 +92,11 @@ class _SandboxOps:
             "deadline": deadline(record),
             "state": str(record.state),
             "policy_version": record.plan_digest,
+            "grants": [grant.to_data() for grant in self._plane.policies.grants(self._id)],
         }
+
+    def policy(self, _peer: Peer) -> dict[str, Any]:
+        return self._plane.policies.current(self._id)
 
     def reserve(
         self, _peer: Peer, call_id: str, model: str, provider: str, amount_nusd: int
