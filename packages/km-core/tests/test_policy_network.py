@@ -140,7 +140,7 @@ def test_a_private_address_needs_a_rule_that_names_its_range():
     assert p.address(ip_address("::ffff:10.1.2.3"), 8080).allow
     assert not p.address(ip_address("10.1.2.3"), 443).allow
     assert not p.address(ip_address("10.2.0.1"), 8080).allow
-    assert p.address(ip_address("1.1.1.1"), 443).allow
+    assert p.address(ip_address("93.184.216.34"), 443).allow
     assert not p.address(ip_address("2606:4700::1111"), 443).allow
 
 

@@ -19,7 +19,7 @@ from km_core.policy.addresses import (
 from km_core.policy.ai_hosts import ai_vendor
 from km_core.policy.github import GIT_HOSTS, SSH_HOST, is_git_host
 from km_core.policy.names import INSIDE_NAME, canonical_name
-from km_core.policy.public_resolvers import is_public_resolver
+from km_core.policy.public_resolvers import is_public_resolver, is_resolver_address
 from km_core.policy.repos import GitPolicy
 from km_core.types import Verdict
 
@@ -317,7 +317,8 @@ class NetworkPolicy:
         Say whether a literal address may be reached; only address rules open one.
 
         Loopback, link-local, instance metadata, multicast and km's own range are never open; other
-        forbidden ranges only to a rule that lies inside them (``0.0.0.0/0`` opens no private address).
+        forbidden ranges only to a rule that lies inside them (``0.0.0.0/0`` opens no private address), and
+        a public resolver only to a rule for its very address.
         """
         ip = normalise_address(ip)
         entry = forbidden_range(ip)
@@ -326,14 +327,24 @@ class NetworkPolicy:
                 False, "builtin:forbidden-address", layer, f"{entry.what} is never reachable"
             )
         matched: str | None = None
+        resolver = is_resolver_address(ip)
         for rule in self._address_rules(ip):
             if entry is not None and not names_range(rule.network, entry):
+                continue
+            if resolver and rule.network.prefixlen < rule.network.max_prefixlen:
                 continue
             if port in rule.ports:
                 return self._verdict(True, rule.source, layer, "allowed by the profile")
             matched = matched or rule.source
         if matched is not None:
             return Verdict(False, "builtin:port", layer, f"{matched} does not allow port {port}")
+        if resolver:
+            return self._verdict(
+                False,
+                "builtin:public-resolver",
+                layer,
+                "a public resolver would pass the DNS filter by; only a rule for this very address opens it",
+            )
         if entry is not None:
             return self._verdict(
                 False,
