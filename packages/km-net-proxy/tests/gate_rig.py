@@ -347,6 +347,7 @@ class FakeResolver:
     def __init__(self):
         self.table = {}
         self.asked = []
+        self.ttl = 60
 
     async def resolve(self, name):
         self.asked.append(name)
@@ -354,6 +355,7 @@ class FakeResolver:
         class Resolution:
             addresses = self.table.get(name, ())
             rcode = 0 if addresses else 3
+            ttl = self.ttl
             denied = None
 
         return Resolution

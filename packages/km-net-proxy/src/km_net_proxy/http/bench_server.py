@@ -78,6 +78,7 @@ def _allow(layer: str) -> Verdict:
 class _Addresses:
     addresses: tuple[str, ...]
     rcode: int = 0
+    ttl: int = 60
     denied: Verdict | None = None
 
 

@@ -24,6 +24,10 @@ class Resolution(Protocol):
         """DNS response code (RFC 1035 section 4.1.1); 0 is no error."""
 
     @property
+    def ttl(self) -> int:
+        """Seconds for which the addresses are the name's."""
+
+    @property
     def denied(self) -> Verdict | None:
         """Why the name was not asked for, or None."""
 

@@ -11,12 +11,13 @@ import base64
 import contextlib
 import errno
 import ipaddress
+import math
 import os
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from km_core.errors import ConfigError
 from km_core.types import Verdict
@@ -100,10 +101,18 @@ class Override:
 
 @frozen
 class Dialled:
-    """An open connection: the socket and where it leads, ``address:port`` for the record."""
+    """
+    An open connection.
+
+    Attributes:
+        sock: the socket.
+        address: where it leads, ``address:port`` for the record.
+        until: loop time until which the address is the name's; ask `Dialer.still` after it.
+    """
 
     sock: socket.socket
     address: str
+    until: float = math.inf
 
 
 class Dialer:
@@ -158,22 +167,39 @@ class Dialer:
             if denied is not None:
                 raise DialDenied(denied)
             return await self._through_proxy(f"{name}:{port}")
-        addresses = await self._resolve(name, port)
+        addresses, until = await self._resolve(name, port)
         error: Exception | None = None
         for address in addresses[:_MAX_ADDRESSES]:
             try:
-                return await self._connect(str(address), port)
+                return evolve(await self._connect(str(address), port), until=until)
             except (OSError, TimeoutError) as caught:
                 error = caught
         raise DialError("upstream_unreachable", f"{name}:{port} cannot be reached ({_why(error)})")
+
+    async def still(self, name: str, port: int, address: str) -> float | None:
+        """
+        Say until when, in loop time, an open connection of *name* may carry further requests.
+
+        Args:
+            name: a canonical name that policy has allowed.
+            port: its port.
+            address: where the connection leads, as `Dialled` says.
+
+        Returns:
+            None when the name no longer leads there, to nothing that may be reached, or does not resolve.
+        """
+        try:
+            addresses, until = await self._resolve(name, port)
+        except (DialDenied, DialError):
+            return None
+        return until if address in {_endpoint(str(found), port) for found in addresses} else None
 
     async def literal(self, address: Address, port: int) -> Dialled:
         """Connect to an address that policy has allowed; raises as `name`."""
         if str(address) not in self._own_allowed and self._is_own(str(address)):
             raise DialDenied(_own_verdict(str(address)))
         if self._proxy is not None:
-            text = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-            return await self._through_proxy(text)
+            return await self._through_proxy(_endpoint(str(address), port))
         try:
             return await self._connect(str(address), port)
         except (OSError, TimeoutError) as error:
@@ -181,7 +207,8 @@ class Dialer:
                 "upstream_unreachable", f"{address}:{port} cannot be reached ({_why(error)})"
             ) from error
 
-    async def _resolve(self, name: str, port: int) -> list[Address]:
+    async def _resolve(self, name: str, port: int) -> tuple[list[Address], float]:
+        """Return the judged addresses, and until when (loop time) they are the name's."""
         try:
             resolution = await self._resolver.resolve(name)
         except (OSError, TimeoutError) as error:
@@ -204,7 +231,7 @@ class Dialer:
         if not allowed:
             raise DialDenied(denied or Verdict(False, "builtin:default-deny", "dns", "no address"))
         allowed.sort(key=lambda address: address.version)
-        return allowed
+        return allowed, asyncio.get_running_loop().time() + resolution.ttl
 
     def _is_own(self, text: str) -> bool:
         """
@@ -241,7 +268,7 @@ class Dialer:
         except BaseException:
             sock.close()
             raise
-        return Dialled(sock, f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+        return Dialled(sock, _endpoint(address, port))
 
     async def _trusted(self, host: str, port: int) -> Dialled:
         """Connect to a place the operator named; its address is not judged."""
@@ -295,6 +322,10 @@ class Dialer:
                 raise ValueError("no answer")
         if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
             raise ValueError("refused")
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 async def _writable(sock: socket.socket) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from km_net_proxy.http.dial import DialError
 from km_net_proxy.http.stream import Stream
@@ -43,12 +44,14 @@ class Upstream:
         key: what it may be used for again.
         address: where it leads, for the record.
         reused: it has carried a request before.
+        until: loop time until which *address* is the name's.
     """
 
     stream: Stream
     key: Key
     address: str
     reused: bool = False
+    until: float = math.inf
 
 
 class Trust:
@@ -114,7 +117,7 @@ class Upstreams:
             tls = override.tls
         key = (name, port, tls)
         if not fresh:
-            kept = self._take(key)
+            kept = await self._kept(key)
             if kept is not None:
                 return kept
         dialled = await self._dialer.name(name, port)
@@ -167,7 +170,19 @@ class Upstreams:
         except BaseException:
             dialled.sock.close()
             raise
-        return Upstream(stream, key, dialled.address)
+        return Upstream(stream, key, dialled.address, until=dialled.until)
+
+    async def _kept(self, key: Key) -> Upstream | None:
+        """Return a kept connection that still leads where its name does."""
+        while True:
+            upstream = self._take(key)
+            if upstream is None or upstream.until > asyncio.get_running_loop().time():
+                return upstream
+            until = await self._dialer.still(key[0], key[1], upstream.address)
+            stream = upstream.stream
+            if until is not None and not (stream.ended or stream.lost or stream.pending):
+                return evolve(upstream, until=until)
+            stream.abort()
 
     def _take(self, key: Key) -> Upstream | None:
         kept = self._idle.get(key)
@@ -190,7 +205,7 @@ class Upstreams:
             return
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
-        again = upstream if upstream.reused else Upstream(stream, upstream.key, upstream.address, reused=True)
+        again = upstream if upstream.reused else evolve(upstream, reused=True)
         kept.append((asyncio.get_running_loop().time() + KEEP_S, again))
         self._count += 1
 
@@ -231,7 +246,7 @@ async def _plain(dialled: Dialled, key: Key) -> Upstream:
     except BaseException:
         dialled.sock.close()
         raise
-    return Upstream(stream, key, dialled.address)
+    return Upstream(stream, key, dialled.address, until=dialled.until)
 
 
 async def attach(sock: socket.socket, context: ssl.SSLContext | None = None) -> Stream:
