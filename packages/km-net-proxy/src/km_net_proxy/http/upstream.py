@@ -178,8 +178,12 @@ class Upstreams:
             upstream = self._take(key)
             if upstream is None or upstream.until > asyncio.get_running_loop().time():
                 return upstream
-            until = await self._dialer.still(key[0], key[1], upstream.address)
             stream = upstream.stream
+            try:
+                until = await self._dialer.still(key[0], key[1], upstream.address)
+            except BaseException:
+                stream.abort()
+                raise
             if until is not None and not (stream.ended or stream.lost or stream.pending):
                 return evolve(upstream, until=until)
             stream.abort()
