@@ -121,3 +121,60 @@ def test_no_bytes_do_anything_but_be_refused_or_ask_for_more(junk):
         with contextlib.suppress(HelloError):
             found = read_client_hello(data)
             assert isinstance(found, ClientHello) or found > len(data)
+
+
+def test_grease_in_every_place_it_may_stand_changes_nothing():
+    # RFC 8701: unknown values that clients send so that servers learn to pass over them.
+    extensions = (
+        extension(0x0A0A, b"")
+        + server_name(b"a.example")
+        + extension(16, b"\0\x06\x02\x0a\x0a\x02h2")
+        + extension(51, b"\0\x05\x1a\x1a\0\x01\0")
+        + extension(0xFAFA, b"\0")
+    )
+    found = read_client_hello(hello(extensions))
+    assert isinstance(found, ClientHello)
+    assert (found.sni, found.alpn, found.ech) == ("a.example", ("\n\n", "h2"), False)
+
+
+@pytest.mark.parametrize(
+    ("version", "passes"), [(0x0301, True), (0x0303, True), (0x0002, False), (0x7F12, False)]
+)
+def test_older_versions_are_read_by_the_same_rules_and_others_are_none(version, passes):
+    data = bytearray(hello(server_name(b"a.example")))
+    data[9:11] = version.to_bytes(2, "big")
+    if passes:
+        assert read_client_hello(bytes(data)).sni == "a.example"
+    else:
+        with pytest.raises(HelloError):
+            read_client_hello(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10",
+        b"\x80\x2e\x01\x03\x01\x00\x15\x00\x00\x00\x10",
+        HELLO[:5][:3] + b"\0\x01" + HELLO[5:6] + b"\x16\x03\x01\0\0",
+        hello(extension(16, b"\0\x01\0")),
+        hello(server_name(b"a.example") + extension(0, b"")),
+        hello(extension(0xFE0D, b"x") + extension(0xFE0D, b"x")),
+        hello(server_name(b"\xc3\xa9.example")),
+        hello(server_name(b"a" * 256)),
+    ],
+    ids=[
+        "SSLv2", "SSLv2 for TLS 1.0", "an empty record in between", "an empty protocol", "an empty second list",
+        "ECH twice", "letters beyond ASCII", "a name of 256 bytes",
+    ],
+)  # fmt: skip
+def test_more_that_is_no_hello_anybody_should_guess_at(data):
+    with pytest.raises(HelloError):
+        read_client_hello(data)
+
+
+def test_a_hello_without_extensions_has_no_name():
+    body = b"\x03\x00" + bytes(32) + b"\0" + b"\0\x02\0\x0a" + b"\x01\0"
+    message = b"\x01" + len(body).to_bytes(3, "big") + body
+    found = read_client_hello(b"\x16\x03\x00" + struct.pack(">H", len(message)) + message)
+    assert isinstance(found, ClientHello)
+    assert found.sni is None
