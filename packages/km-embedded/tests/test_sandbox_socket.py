@@ -22,6 +22,7 @@ ARGS = {
     "ledger.release": {"call_id": "c"},
     "budget.get": {},
     "secret.for": {"names": ["a"]},
+    "secret.stamp": {"name": "a", "host": "h.example"},
     "audit.head": {"writer": "gate", "seq": 1, "hash": "0" * 64},
     "event": {"kind": "gate_restarted", "detail": {}},
     "activity": {"at": 1.0},
@@ -62,7 +63,7 @@ def test_no_operation_takes_another_sandboxs_id(two, op):
     try:
         clients[A].call(op, **ARGS[op])
     except KmError as error:
-        assert op in {"secret.for", "state", "policy.current"}, error
+        assert op in {"secret.for", "secret.stamp", "state", "policy.current"}, error
     assert (operator.call("sandbox.get", id=B), operator.call("budget.get", id=B)) == before
 
 

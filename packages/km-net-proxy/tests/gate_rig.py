@@ -23,6 +23,7 @@ import uvloop
 from km_core.audit import defects
 from km_core.control.rpc import encode
 from km_core.plan import AddressRule, BudgetPlan, GitPlan, HostRule, NetworkPlan, SandboxPlan, policy_data
+from km_core.secrets import AwsAccess
 from km_core.types import CallPlan, Endpoint, EndpointKind, InjectionRule, Usage
 from km_net_proxy import bootstrap as boot
 from km_net_proxy.gate import Gate
@@ -35,7 +36,7 @@ SANDBOX = "sb-0123abcd"
 AI = "api.anthropic.com"
 WEB = "web.test"
 KEY = "sk-ant-operators-own-key"
-GITHUB = ("github.com", "githubusercontent.com", "github-cloud.s3.amazonaws.com")
+GITHUB = ("github.com", "githubusercontent.com", "amazonaws.com")
 HOSTS = (AI, WEB, "other.test", "alt.test", *GITHUB)
 
 
@@ -164,6 +165,9 @@ class FakeKmd:
 
     def do_secret_for(self, names):
         return {name: self.secrets[name] for name in names if name in self.secrets}
+
+    def do_secret_stamp(self, name, host):
+        return {"stamp": str(hash(self.secrets[name])) if name in self.secrets else ""}
 
     def do_audit_head(self, **head):
         return {}
@@ -374,7 +378,17 @@ class Rig:
     """Everything of one test; use as ``async with Rig(...) as rig``."""
 
     def __init__(
-        self, *, limit=None, hosts=None, https_only=False, addresses=(), meter=True, services=None, git=None
+        self,
+        *,
+        limit=None,
+        hosts=None,
+        https_only=False,
+        addresses=(),
+        meter=True,
+        services=None,
+        credentials=(),
+        aws=None,
+        git=None,
     ):
         self.directory = Path(tempfile.mkdtemp(prefix="kg"))
         self.kmd = FakeKmd(self.directory / "k.sock", limit=limit)
@@ -395,6 +409,8 @@ class Rig:
         )
         self.meters = {"anthropic": FakeMeter()} if meter is True else (meter or {})
         self.services = services or {}
+        self.credentials = tuple(credentials)
+        self.aws = aws or AwsAccess()
         self.upstreams = {}
         self.servers = []
         self.fronts = []
@@ -433,6 +449,8 @@ class Rig:
             private_hosts=(),
             prices={},
             alias="",
+            credentials=self.credentials,
+            aws=self.aws,
         )
         self.gate = await Gate.open(given, self.meters, self.services)
         self.gate.context.names = self.names

@@ -291,7 +291,7 @@ def test_an_endpoint_that_is_not_metered_is_refused_under_a_ceiling_and_passes_w
             async with Rig(limit=limit) as rig:
                 server = await rig.serve(AI, ok(b"{}"))
                 await rig.up()
-                status, _, body = await one(rig, call(), path="/v1/messages/batches")
+                status, _, body = await one(rig, call(), path="/v1/pictures")
                 assert status == expected
                 if expected == 403:
                     assert json.loads(body)["km"]["code"] == "ai_endpoint_not_metered"

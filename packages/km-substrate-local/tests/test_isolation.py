@@ -315,6 +315,7 @@ def test_bootstrap_carries_the_contract(sandbox):
     assert set(message) == {
         "sandbox_id", "plan", "how", "state_dir", "audit_dir", "kmd_socket", "token", "upstreams", "upstream_dns",
         "dns_name_budget", "upstream_proxy", "private_hosts", "prices", "alias", "openai_compatible_hosts",
+        "credentials", "aws",
     }  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from km_core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from km_core.secrets import AwsAccess, CredentialRule, SecretSource
+
 _KNOWN: dict[str, Any] = {
     "control_plane": str,
     "upstreams": dict,
@@ -31,6 +33,9 @@ _KNOWN: dict[str, Any] = {
     "limits": dict,
     "ai": dict,
     "dns": dict,
+    "aws": dict,
+    "credentials": list,
+    "secrets": dict,
     "prices_file": str,
     "private_hosts": list,
     "secrets_backend": str,
@@ -46,9 +51,12 @@ _SUBKEYS: dict[str, dict[str, Any]] = {
     "limits": {"memory": str, "cpus": (int, float), "pids": int},
     "ai": {"openaiCompatibleHosts": list},
     "dns": {"name_bytes": int, "name_bytes_per_hour": int},
+    "aws": {"access_key_ids": list, "accounts": list, "services": list, "regions": list, "buckets": list},
 }
 
-_TEXT_LISTS = frozenset({"profile_search_paths", "local.read_only_paths", "ai.openaiCompatibleHosts"})
+_TEXT_LISTS = frozenset({"profile_search_paths", "local.read_only_paths", "ai.openaiCompatibleHosts"}) | {
+    f"aws.{name}" for name in _SUBKEYS["aws"]
+}
 
 
 def known_keys() -> tuple[str, ...]:
@@ -78,6 +86,9 @@ class Config:
         private_hosts: ``(host, CIDR)`` exceptions of the operator.
         dns_name_bytes: what the names asked for below one suffix may carry at once, in bytes.
         dns_name_bytes_per_hour: what they earn back.
+        credentials: which secret the gate puts on requests to which host.
+        aws: whose requests to AWS pass.
+        secrets: where secrets are kept that do not stand in the control plane, by name.
         read_only_paths: host paths shown read-only in local sandboxes (tool chains).
         timezone: IANA name of the operator's zone; empty means the host's.
     """
@@ -102,6 +113,9 @@ class Config:
     read_only_paths: tuple[str, ...] = ()
     domain: str = "klankermaker.ai"
     timezone: str = ""
+    credentials: tuple[CredentialRule, ...] = ()
+    aws: AwsAccess | None = None
+    secrets: dict[str, SecretSource] = field(factory=dict)
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         """Return the state directory of a sandbox."""
@@ -191,6 +205,9 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
         read_only_paths=tuple((data.get("local") or {}).get("read_only_paths") or ()),
         domain=data.get("domain", "klankermaker.ai"),
         timezone=data.get("timezone", ""),
+        credentials=_credentials(data.get("credentials") or [], path),
+        aws=_aws(data.get("aws"), path),
+        secrets=_sources(data.get("secrets") or {}, path),
     )
 
 
@@ -280,6 +297,33 @@ def _private(data: list[Any], path: Path) -> tuple[tuple[str, str], ...]:
             raise ConfigError("private_hosts: not a CIDR", where=str(path), why=str(error)) from error
         result.append((str(item["host"]).lower().rstrip("."), str(item["cidr"])))
     return tuple(result)
+
+
+def _credentials(data: list[Any], path: Path) -> tuple[CredentialRule, ...]:
+    if not data:
+        return ()
+    from km_core.secrets import parse_rules
+
+    return parse_rules(data, str(path))
+
+
+def _aws(data: Mapping[str, Any] | None, path: Path) -> AwsAccess | None:
+    if data is None:
+        return None
+    from km_core.secrets import AwsAccess
+
+    try:
+        return AwsAccess.from_data({key: items for key, items in data.items() if not key.startswith("x-")})
+    except ValueError as error:
+        raise ConfigError("aws is not what it must be", where=str(path), why=str(error)) from error
+
+
+def _sources(data: Mapping[str, Any], path: Path) -> dict[str, SecretSource]:
+    if not data:
+        return {}
+    from km_core.secrets import parse_sources
+
+    return parse_sources(data, str(path))
 
 
 def _int(text: str, name: str) -> int:

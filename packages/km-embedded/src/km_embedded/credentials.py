@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from km_core.config import Config
+    from km_core.secrets import CredentialRule
     from km_core.types import Meter, SandboxRecord
 
 HTTPS = 443
@@ -36,10 +37,16 @@ class PlanSecrets:
 
     Args:
         meters: returns the meters; asked once.
+        rules: returns the operator's rules for credentials; asked each time.
     """
 
-    def __init__(self, meters: Callable[[], Iterable[Meter]] = installed_meters) -> None:
+    def __init__(
+        self,
+        meters: Callable[[], Iterable[Meter]] = installed_meters,
+        rules: Callable[[], Iterable[CredentialRule]] = tuple,
+    ) -> None:
         self._meters = meters
+        self._rules = rules
         self._wanted: tuple[tuple[str, str], ...] | None = None
 
     def __call__(self, plan_data: dict[str, Any]) -> set[str]:
@@ -51,6 +58,7 @@ class PlanSecrets:
                 if meter.injection is not None
                 for host in meter.hosts
             )
+        rules = {rule.host: rule.secret for rule in self._rules()}
         plan = SandboxPlan.from_data(plan_data)
         policy = NetworkPolicy.from_plan(
             plan.network,
@@ -59,7 +67,9 @@ class PlanSecrets:
             git=plan.git,
         )
         github = set() if policy.git is None else {GITHUB_SECRET}
-        return github | {secret for host, secret in self._wanted if policy.connect(host, HTTPS).allow}
+        # A rule outweighs what the meter of its host says.
+        wanted = {**dict(self._wanted), **rules}
+        return github | {secret for host, secret in wanted.items() if policy.connect(host, HTTPS).allow}
 
 
 def stored_plan(config: Config, record: SandboxRecord) -> dict[str, Any]:

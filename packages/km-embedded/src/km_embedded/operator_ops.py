@@ -83,7 +83,13 @@ def operator_ops(service: Service) -> Mapping[str, Op]:
         "secret.set": Op(
             ops.secret_set, {"name": text(pattern=NAME_PATTERN), "value": text(longest=MAX_VALUE)}
         ),
+        "secret.rotate": Op(
+            ops.secret_rotate,
+            {"name": text(pattern=NAME_PATTERN), "value": text(longest=MAX_VALUE)},
+            frozenset({"value"}),
+        ),
         "secret.list": Op(ops.secret_list),
+        "secret.show": Op(ops.secret_show, {"name": text(pattern=NAME_PATTERN)}),
         "secret.delete": Op(ops.secret_delete, {"name": text(pattern=NAME_PATTERN)}),
         "audit.append": Op(ops.audit_append, {"id": SANDBOX, "event": mapping}),
         "audit.checkpoint": Op(ops.audit_checkpoint, {"id": SANDBOX}),
@@ -243,20 +249,36 @@ class OperatorOps:
         """Seal a secret."""
         service = self._service
         with service.act(HOST):
-            service.secrets.set(name, value, service.clock())
+            service.keeper.set(name, value)
             service.evidence.emit(HOST, "secret_set", {"name": name}, tell=False)
         service.checkpoint(HOST)
         return {}
 
+    async def secret_rotate(self, _peer: Peer, name: str, value: str | None = None) -> dict[str, Any]:
+        """Replace a sealed value, or ask the place outside anew; gates use the new one within two seconds."""
+        service = self._service
+        prints = await service.keeper.reread(name) if value is None else None
+        with service.act(HOST):
+            before, after = prints or service.keeper.replace(name, value or "")
+            service.evidence.emit(
+                HOST, "secret_rotated", {"name": name, "before": before, "after": after}, tell=False
+            )
+        service.checkpoint(HOST)
+        return {"name": name, "before": before, "after": after}
+
     def secret_list(self, _peer: Peer) -> Any:
-        """Return names, times and fingerprints."""
-        return self._service.secrets.list()
+        """Return names, times, fingerprints and uses."""
+        return self._service.keeper.list()
+
+    async def secret_show(self, _peer: Peer, name: str) -> dict[str, Any]:
+        """Return everything about a secret but its value."""
+        return await self._service.keeper.show(name)
 
     def secret_delete(self, _peer: Peer, name: str) -> dict[str, Any]:
         """Remove a secret."""
         service = self._service
         with service.act(HOST):
-            service.secrets.delete(name)
+            service.keeper.delete(name)
             service.evidence.emit(HOST, "secret_deleted", {"name": name}, tell=False)
         service.checkpoint(HOST)
         return {}

@@ -33,7 +33,7 @@ KMD_ONLY = frozenset(
     {
         "created", "started", "stopped", "paused", "resumed", "destroyed", "destroying", "changed",
         "create_requested", "token_issued", "budget_set", "budget_topup", "budget_warning",
-        "policy_changed", "secret_set", "secret_deleted", "secret_released", "reservation_expired", "settlement_flagged",
+        "policy_changed", "secret_set", "secret_deleted", "secret_rotated", "secret_released", "reservation_expired", "settlement_flagged",
     }
 )  # fmt: skip
 """Kinds of events that only kmd itself records: a sandbox's credential cannot forge them."""
@@ -54,6 +54,9 @@ def sandbox_ops(service: Service, sandbox_id: str) -> Mapping[str, Op]:
         "ledger.release": Op(ops.release, {"call_id": CALL}),
         "budget.get": Op(ops.budget_get),
         "secret.for": Op(ops.secret_for, {"names": texts(longest=64)}),
+        "secret.stamp": Op(
+            ops.secret_stamp, {"name": text(longest=64), "host": text(longest=253, empty=True)}
+        ),
         "audit.head": Op(
             ops.audit_head,
             {
@@ -139,19 +142,42 @@ class SandboxOps:
     async def secret_for(self, _peer: Peer, names: list[str]) -> dict[str, str]:
         """Return the values of those names that exist and that the plan's hosts call for."""
         service = self._service
+        allowed = await self._called_for()
+        found = await service.keeper.values(set(names) & allowed)
+        if found:
+            with service.act(self._id):
+                detail = {"names": sorted(found)}
+                service.evidence.emit(self._id, "secret_released", detail, tell=False)
+        return found
+
+    async def secret_stamp(self, _peer: Peer, name: str, host: str) -> dict[str, str]:
+        """Return what changes with a secret's value, empty for one that is not handed out; notes the use."""
+        service = self._service
         record = service.records.get(self._id)
+        made_of = (record.plan_digest, service.live_config())
+        known = service.secret_names.get(self._id)
+        allowed = known[1] if known is not None and known[0] == made_of else await self._called_for()
+        if name not in allowed:
+            return {"stamp": ""}
+        stamp = await service.keeper.stamp(name)
+        if stamp:
+            service.keeper.used(name, self._id, host)
+        return {"stamp": stamp}
+
+    async def _called_for(self) -> set[str]:
+        service = self._service
+        record = service.records.get(self._id)
+        made_of = (record.plan_digest, service.live_config())
 
         def wanted() -> set[str]:
             return service.secrets_for(stored_plan(service.config, record))
 
         # Loading the meters' plugins takes a while the first time; other sandboxes do not wait for it.
         allowed = await asyncio.to_thread(wanted)
-        found = service.secrets.values(set(names) & allowed)
-        if found:
-            with service.act(self._id):
-                detail = {"names": sorted(found)}
-                service.evidence.emit(self._id, "secret_released", detail, tell=False)
-        return found
+        if len(service.secret_names) > 4096:
+            service.secret_names.clear()
+        service.secret_names[self._id] = (made_of, allowed)
+        return allowed
 
     def audit_head(self, _peer: Peer, writer: str, seq: int, hash: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
         """Take the head of another writer's chain for the next checkpoint."""

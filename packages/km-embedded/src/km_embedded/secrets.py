@@ -8,11 +8,11 @@ readable by the same user (DESIGN section 5).
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import ControlError, NotFoundError
+from km_core.secrets import fingerprint
 from km_embedded.files import make_key, read_key
 
 if TYPE_CHECKING:
@@ -44,13 +44,23 @@ class Secrets:
         key = self._load(make=True)
         # The name is inside the seal, so that rows swapped in the file are seen.
         sealed = bytes(SecretBox(key).encrypt(json.dumps({"name": name, "value": value}).encode()))
-        digest = hmac.digest(_subkey(key, b"fingerprint"), value.encode(), "sha256").hex()[:8]
+        digest = self.fingerprint(value)
         self._db.run(
             "INSERT INTO secrets VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
             " sealed = excluded.sealed, fingerprint = excluded.fingerprint, updated_at = excluded.updated_at",
             (name, sealed, digest, now),
         )
         return digest
+
+    def fingerprint(self, value: str) -> str:
+        """Return what tells values apart; the same value has the same one wherever it is kept."""
+        self._load(make=True)
+        return fingerprint(_subkey(self._key or b"", b"fingerprint"), value)
+
+    def row(self, name: str) -> dict[str, Any] | None:
+        """Return name, time and fingerprint of a secret, or None."""
+        found = self._db.one("SELECT name, updated_at, fingerprint FROM secrets WHERE name = ?", (name,))
+        return None if found is None else dict(found)
 
     def list(self) -> list[dict[str, Any]]:
         """Return names, times and fingerprints; never values."""

@@ -17,6 +17,7 @@ from km_embedded.leases import Leases
 from km_embedded.ledger import Ledger
 from km_embedded.notify import Notifier
 from km_embedded.policies import Policies
+from km_embedded.secret_keeper import LiveConfig, SecretKeeper
 from km_embedded.secrets import Secrets
 from km_embedded.settings import Settings
 from km_embedded.sockets import SandboxSockets
@@ -80,7 +81,13 @@ class Service:
         self.evidence = Evidence(config, self.db, self.outbox, clock)
         self.ledger = Ledger(self.db, self.evidence.emit)
         self.secrets = Secrets(self.db, config.home / "secret.key")
-        self.secrets_for = PlanSecrets() if secrets_for is None else secrets_for
+        self.live_config = LiveConfig(config)
+        self.keeper = SecretKeeper(self.db, self.secrets, self.live_config, clock)
+        if secrets_for is None:
+            secrets_for = PlanSecrets(rules=lambda: self.live_config().credentials)
+        self.secrets_for = secrets_for
+        # By sandbox: the names its plan calls for, and what they were worked out from.
+        self.secret_names: dict[str, tuple[object, set[str]]] = {}
         self.leases = Leases()
         self.policies = Policies(self)
         # What the tick remembers between two runs; losing it only moves a moment.
@@ -163,6 +170,7 @@ class Service:
         await self.operator.close(wait_s=2)
         await self.sockets.close_all()
         await self.notifier.close()
+        await self.keeper.close()
         self.tasks.close()
         self.evidence.close()
         self.db.close()

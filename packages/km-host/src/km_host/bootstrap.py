@@ -6,6 +6,8 @@ import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import asdict
+
 from km_core.errors import ConfigError
 from km_core.ledger.overlay import load_overlay
 from km_host.inside import frames
@@ -45,6 +47,8 @@ def make_bootstrap(
         "private_hosts": [list(pair) for pair in config.private_hosts],
         "prices": load_overlay(config),
         "openai_compatible_hosts": list(config.openai_compatible_hosts),
+        "credentials": [rule.to_data() for rule in config.credentials],
+        "aws": None if config.aws is None else asdict(config.aws),
         "alias": alias,
     }
 

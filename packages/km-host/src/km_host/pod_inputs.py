@@ -10,6 +10,7 @@ from attrs import asdict, field, frozen
 
 from km_core.config import Config, Upstream
 from km_core.errors import ProvisionError
+from km_core.secrets import AwsAccess, CredentialRule
 
 MAX_LINE = 4 * 1024 * 1024
 
@@ -70,6 +71,10 @@ def _config(data: dict[str, Any]) -> Config:
     data["home"], data["runtime_dir"] = Path(data["home"]), Path(data["runtime_dir"])
     data["upstreams"] = {host: Upstream(**upstream) for host, upstream in data["upstreams"].items()}
     data["private_hosts"] = tuple((host, cidr) for host, cidr in data["private_hosts"])
+    data["credentials"] = tuple(CredentialRule.from_data(rule) for rule in data["credentials"])
+    data["aws"] = None if data["aws"] is None else AwsAccess.from_data(data["aws"])
+    # Where secrets are kept is the control plane's business alone.
+    data["secrets"] = {}
     for name in ("openai_compatible_hosts", "profile_search_paths", "read_only_paths"):
         data[name] = tuple(data[name])
     return Config(**data)

@@ -13,10 +13,11 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from km_core.errors import KmError
 from km_core.plan import SandboxPlan
+from km_core.secrets import AwsAccess, CredentialRule
 from km_host.inside import frames
 from km_host.listeners import netns_cookie
 from km_net_proxy.http.dial import Override
@@ -52,6 +53,8 @@ class Bootstrap:
         openai_compatible_hosts: hosts metered in OpenAI's shapes besides its own.
         dns_name_budget: bytes that the names below a suffix may carry at once, and earn back in an hour.
         alias: how the operator calls the sandbox.
+        credentials: the operator's rules for credentials.
+        aws: whose requests to AWS pass.
     """
 
     sandbox_id: str
@@ -69,6 +72,8 @@ class Bootstrap:
     alias: str
     openai_compatible_hosts: tuple[str, ...] = ()
     dns_name_budget: tuple[int, int] = (8192, 8192)
+    credentials: tuple[CredentialRule, ...] = ()
+    aws: AwsAccess = field(factory=AwsAccess)
 
     def __repr__(self) -> str:
         return f"Bootstrap({self.sandbox_id})"
@@ -133,6 +138,8 @@ def parse(data: Mapping[str, Any]) -> Bootstrap:
             alias=str(data.get("alias") or ""),
             openai_compatible_hosts=tuple(_text(host) for host in data.get("openai_compatible_hosts") or ()),
             dns_name_budget=_pair(data["dns_name_budget"]),
+            credentials=tuple(CredentialRule.from_data(rule) for rule in data.get("credentials") or ()),
+            aws=AwsAccess.from_data(data.get("aws") or {}),
         )
     except KeyError as error:
         raise BootstrapError("the bootstrap lacks a member", why=str(error)) from error

@@ -249,7 +249,13 @@ class Gate:
         if services is None:
             services = load_plugins().inside_services()
         owned = {host: meter for meter in offered.values() for host in meter.hosts}
-        compile_plan = functools.partial(compile_rules, private_hosts=given.private_hosts, owned=owned)
+        compile_plan = functools.partial(
+            compile_rules,
+            private_hosts=given.private_hosts,
+            owned=owned,
+            credentials=given.credentials,
+            aws=given.aws,
+        )
         rules = compile_plan(plan)
         given.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         given.audit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -332,6 +338,8 @@ class Gate:
             dns=dns,
             meters=rules.meters,
             owned=frozenset(owned),
+            injections=rules.injections,
+            aws=rules.aws,
         )
         parts = _Parts(control, chain, decisions, names, resolver, dns, journal, lease, live, alarms)
         gate = cls(context, parts, redirect=given.how == "redirect")
@@ -364,6 +372,7 @@ class Gate:
         ]
         context.evidence.event("policy_changed", policy_before=before, policy_after=after, cut=len(ended))
         context.policy, context.meters = rules.policy, rules.meters
+        context.injections, context.aws = rules.injections, rules.aws
         context.dialer.use(rules.policy, rules.own_allowed)
         context.upstreams.forget()
         self._parts.dns.policy = rules.policy

@@ -18,13 +18,16 @@ from attrs import frozen
 from km_core.errors import GuardError, PlanError
 from km_core.plan import Grant, policy_version, with_policy
 from km_core.policy import NetworkPolicy, parse_address, with_grants
+from km_core.policy.aws import AwsGuard
 from km_core.policy.github import GIT_HOSTS
+from km_core.secrets import AwsAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from km_core.plan import SandboxPlan
-    from km_core.types import Meter
+    from km_core.secrets import CredentialRule
+    from km_core.types import InjectionRule, Meter
     from km_net_proxy.http.ca import Authority
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.credentials import Control
@@ -38,14 +41,22 @@ class Rules:
     Attributes:
         policy: what may be reached.
         meters: by host, for hosts that are reached at all.
-        opened: hosts whose TLS is opened, for a meter or for repository rules.
+        opened: hosts whose TLS is opened, for a meter, a credential or repository rules.
         own_allowed: addresses that are named one by one: only these may be the gate's own host.
+        injections: the operator's rules for credentials, by host.
+        aws: judges requests to AWS by their signature.
     """
 
     policy: NetworkPolicy
     meters: Mapping[str, Meter]
     opened: frozenset[str]
     own_allowed: frozenset[str]
+    injections: Mapping[str, InjectionRule]
+    aws: AwsGuard
+
+    def opens(self, name: str) -> bool:
+        """Whether TLS to a canonical name is opened."""
+        return name in self.opened or name in self.injections or self.aws.covers(name)
 
 
 def compile_rules(
@@ -53,6 +64,8 @@ def compile_rules(
     *,
     private_hosts: Sequence[tuple[str, str]],
     owned: Mapping[str, Meter],
+    credentials: Sequence[CredentialRule] = (),
+    aws: AwsAccess | None = None,
     grants: Sequence[Grant] = (),
     now: float = 0.0,
 ) -> Rules:
@@ -63,6 +76,8 @@ def compile_rules(
         plan: the plan.
         private_hosts: ``(host, CIDR)`` exceptions of the operator.
         owned: every host that a meter owns, with its meter.
+        credentials: the operator's rules for credentials.
+        aws: whose requests to AWS pass; None for nobody's.
         grants: what is open beside the plan.
         now: Unix seconds; grants that ended by then open nothing.
 
@@ -82,11 +97,14 @@ def compile_rules(
     )
     # On whatever port the profile opens a model host: one that is passed on unopened is not metered.
     meters = {host: meter for host, meter in owned.items() if policy.name(host).allow}
-    opened = frozenset({*meters, *(GIT_HOSTS if policy.git is not None else ())})
+    injections = {rule.host: rule.injection for rule in credentials}
+    injected = (host for host in injections if policy.name(host).allow)
+    guard = AwsGuard(network.hosts, AwsAccess() if aws is None else aws, git=policy.git is not None)
+    opened = frozenset({*meters, *(GIT_HOSTS if policy.git is not None else ()), *injected, *guard.subtrees})
     cidrs = [rule.cidr for rule in network.addresses] + [cidr for _, cidr in private_hosts]
     networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
     own = frozenset(str(n.network_address) for n in networks if n.prefixlen == n.max_prefixlen)
-    return Rules(policy, meters, opened, own)
+    return Rules(policy, meters, opened, own, injections, guard)
 
 
 def require_signing(rules: Rules, authority: Authority) -> None:
@@ -226,7 +244,7 @@ def still_allowed(connection: Connection, rules: Rules, *, same_git: bool, judge
         return rules.policy.address(goal.address, goal.port).allow
     if not rules.policy.connect(goal.name, goal.port).allow:
         return False
-    if connection.unopened and goal.name in rules.opened:
+    if connection.unopened and rules.opens(goal.name):
         return False
     if not same_git and goal.name in GIT_HOSTS:
         return False

@@ -15,7 +15,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LAYERS = ("dns", "tcp", "connect", "tls", "http", "git", "budget", "lease")
+LAYERS = ("dns", "tcp", "connect", "tls", "http", "git", "aws", "budget", "lease")
 """Where a decision is made, in the order in which a request meets them."""
 
 DECISIONS = (
@@ -25,6 +25,7 @@ DECISIONS = (
     "http_malformed",
     "git_request",
     "inside_request",
+    "aws_request",
     "ai_call",
 )
 """Kinds of decisions."""

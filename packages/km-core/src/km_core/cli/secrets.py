@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from km_core.cli.output import confirm, emit_json, iso, note, table
 from km_core.errors import UsageError
+
+_FILE = click.option(
+    "--file", "path", type=click.Path(exists=True, dir_okay=False), help="Read the value from a file."
+)
 
 
 @click.group()
@@ -17,17 +22,110 @@ def secrets() -> None:
 
 @secrets.command("set", epilog="Example: km secrets set anthropic-api-key < key.txt")
 @click.argument("name")
-@click.option(
-    "--file", "path", type=click.Path(exists=True, dir_okay=False), help="Read the value from a file."
-)
+@_FILE
 def set_secret(name: str, path: str | None) -> None:
     """Store secret NAME; the value is read without echo, from --file or from stdin, never from argv."""
-    import re
+    _checked(name)
+    _call("secret.set", name=name, value=_value(name, path))
+    note(f"Secret {name} stored.")
 
+
+@secrets.command("rotate", epilog="Example: km secrets rotate anthropic-api-key < new-key.txt")
+@click.argument("name")
+@_FILE
+@click.option("--reread", is_flag=True, help="Ask the file or command outside km that keeps it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def rotate_secret(name: str, path: str | None, reread: bool, as_json: bool) -> None:
+    """Replace secret NAME; running sandboxes use the new value within two seconds."""
+    _checked(name)
+    if reread and path is not None:
+        raise UsageError("--reread and --file exclude each other")
+    given = {} if reread else {"value": _value(name, path)}
+    changed = _call("secret.rotate", name=name, **given)
+    if as_json:
+        emit_json(changed)
+    else:
+        note(f"Secret {name}: {changed['before'] or 'not read yet'} -> {changed['after']}.")
+
+
+@secrets.command("get", epilog="Example: km secrets get anthropic-api-key --fingerprint")
+@click.argument("name")
+@click.option("--fingerprint", is_flag=True, help="Print the fingerprint only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def get_secret(name: str, fingerprint: bool, as_json: bool) -> None:
+    """Show what is known of secret NAME: fingerprint, where it is kept, where it was used; never its value."""
+    found = _call("secret.show", name=_checked(name))
+    if as_json:
+        emit_json(_shown(found))
+    elif fingerprint:
+        click.echo(found["fingerprint"])
+    else:
+        note(f"{name}: fingerprint {found['fingerprint']}, kept {_place(found)}")
+        if found["used"]:
+            table(
+                ["SANDBOX", "HOST", "LAST USED"],
+                [[u["sandbox"], u["host"], iso(u["at"]) or "-"] for u in found["used"]],
+            )
+        else:
+            note("Not used yet.")
+
+
+@secrets.command("list", epilog="Example: km secrets list --json")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_secrets(as_json: bool) -> None:
+    """List secrets by name and fingerprint; values are never shown."""
+    found = _call("secret.list")
+    if as_json:
+        emit_json([_shown(item) for item in found])
+    elif not found:
+        note("No secrets.")
+    else:
+        table(
+            ["NAME", "KEPT", "FINGERPRINT", "UPDATED", "LAST USED"],
+            [
+                [
+                    item["name"],
+                    _place(item),
+                    item["fingerprint"] or "-",
+                    iso(item["updated_at"]) or "-",
+                    iso(item["last_used_at"]) or "-",
+                ]
+                for item in found
+            ],
+        )
+
+
+@secrets.command("delete", epilog="Example: km secrets delete anthropic-api-key --yes")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete_secret(name: str, yes: bool) -> None:
+    """Delete secret NAME; gates stop injecting it within two seconds."""
+    confirm(f"Delete secret {name}?", yes=yes)
+    _call("secret.delete", name=name)
+    note(f"Secret {name} deleted.")
+
+
+def _call(op: str, **arguments: Any) -> Any:
     from km_core.lifecycle.session import open_session
 
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+    session = open_session()
+    try:
+        return session.control.call(op, **arguments)
+    finally:
+        session.close()
+
+
+def _checked(name: str) -> str:
+    import re
+
+    from km_core.secrets.rules import SECRET_NAME
+
+    if not re.fullmatch(SECRET_NAME, name):
         raise UsageError(f"{name!r} cannot name a secret", hint="lower-case letters, digits, dots and dashes")
+    return name
+
+
+def _value(name: str, path: str | None) -> str:
     if path is not None:
         with open(path, encoding="utf-8") as source:  # noqa: PTH123 - click hands over a string
             value = source.read()
@@ -38,47 +136,18 @@ def set_secret(name: str, path: str | None) -> None:
     value = value.strip()
     if not value or any(ord(c) < 32 or ord(c) > 126 for c in value):
         raise UsageError("the value is empty or holds characters that cannot stand in a header")
-    session = open_session()
-    try:
-        session.control.call("secret.set", name=name, value=value)
-        note(f"Secret {name} stored.")
-    finally:
-        session.close()
+    return value
 
 
-@secrets.command("list", epilog="Example: km secrets list --json")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_secrets(as_json: bool) -> None:
-    """List secrets by name and fingerprint; values are never shown."""
-    from km_core.lifecycle.session import open_session
-
-    session = open_session()
-    try:
-        found = session.control.call("secret.list")
-        if as_json:
-            emit_json([{**item, "updated_at": iso(item["updated_at"])} for item in found])
-        elif not found:
-            note("No secrets.")
-        else:
-            table(
-                ["NAME", "FINGERPRINT", "UPDATED"],
-                [[item["name"], item["fingerprint"], iso(item["updated_at"]) or "-"] for item in found],
-            )
-    finally:
-        session.close()
+def _place(item: dict[str, Any]) -> str:
+    return {"sealed": "by km", "env_file": "in a file"}.get(item["source"], "by a command")
 
 
-@secrets.command("delete", epilog="Example: km secrets delete anthropic-api-key --yes")
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def delete_secret(name: str, yes: bool) -> None:
-    """Delete secret NAME; gates stop injecting it within a minute."""
-    from km_core.lifecycle.session import open_session
-
-    confirm(f"Delete secret {name}?", yes=yes)
-    session = open_session()
-    try:
-        session.control.call("secret.delete", name=name)
-        note(f"Secret {name} deleted.")
-    finally:
-        session.close()
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    used = [{**use, "at": iso(use["at"])} for use in item["used"]]
+    return {
+        **item,
+        "updated_at": iso(item["updated_at"]),
+        "last_used_at": iso(item["last_used_at"]),
+        "used": used,
+    }

@@ -25,6 +25,7 @@ from km_core.profile.duration import parse_duration, parse_ttl
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from km_core.secrets import CredentialRule
     from km_core.types import GroupResolution, Meter
 
 
@@ -48,6 +49,7 @@ def draft_plan(
     meters: Iterable[Meter],
     limits: LimitsPlan,
     inert: Sequence[str] = (),
+    credentials: Sequence[CredentialRule] = (),
 ) -> SandboxPlan:
     """
     Make the plan of a merged, valid profile.
@@ -60,6 +62,7 @@ def draft_plan(
         meters: providers whose placeholder variables clients need.
         limits: resource limits, already resolved.
         inert: fields that have no meaning on this substrate, listed in the plan.
+        credentials: the operator's rules, whose placeholder variables clients need too.
     """
     metadata, spec = data["metadata"], data["spec"]
     network = network_plan(spec["network"], groups)
@@ -75,6 +78,7 @@ def draft_plan(
             network,
             groups,
             meters,
+            credentials=credentials,
             ai_ceiling="ai" in (spec.get("budget") or {}),
             git=git_plan(spec.get("sourceAccess") or {}),
         ),
@@ -191,6 +195,7 @@ def _workload(
     groups: Sequence[GroupResolution],
     meters: Iterable[Meter],
     *,
+    credentials: Sequence[CredentialRule],
     ai_ceiling: bool,
     git: GitPlan,
 ) -> WorkloadPlan:
@@ -203,6 +208,9 @@ def _workload(
         rule = meter.injection
         if rule is not None and any(policy.connect(host, 443, "tls").allow for host in meter.hosts):
             env.update(rule.env)
+    for credential in credentials:
+        if policy.connect(credential.host, 443, "tls").allow:
+            env.update(credential.env)
     for group in groups:
         for name, value in group.env:
             if env.setdefault(name, value) != value:

@@ -152,6 +152,7 @@ def plan_from_file(
             config.limits, memory=overrides.memory, cpus=overrides.cpus, pids=overrides.pids
         ),
         inert=[problem.path for problem in problems if problem.severity is Severity.INFO],
+        credentials=config.credentials,
     )
     alone = claims.enforces_itself(substrate, claim_sources(plugins), mode=plan.network.enforcement)
     if alone:

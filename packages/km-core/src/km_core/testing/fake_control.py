@@ -170,6 +170,10 @@ class FakeControlPlane:
             **self.policies.table(),
             "secret.set": Op(self._secret_set, {"name": _NAME, "value": text(longest=65536)}),
             "secret.list": Op(self._secret_list),
+            "secret.show": Op(self._secret_show, {"name": _NAME}),
+            "secret.rotate": Op(
+                self._secret_rotate, {"name": _NAME, "value": text(longest=65536)}, frozenset({"value"})
+            ),
             "secret.delete": Op(self._secret_delete, {"name": _NAME}),
             "audit.append": Op(self._append, {**one, "event": mapping}),
             "audit.checkpoint": Op(self._checkpoint, one),
@@ -318,9 +322,29 @@ class FakeControlPlane:
 
     def _secret_list(self, _peer: Peer) -> list[dict[str, Any]]:
         return [
-            {"name": name, "updated_at": item["updated_at"], "fingerprint": _digest(item["value"])[:12]}
+            {
+                "name": name,
+                "updated_at": item["updated_at"],
+                "fingerprint": _digest(item["value"])[:12],
+                "source": "sealed",
+                "last_used_at": None,
+                "used": [],
+            }
             for name, item in sorted(self.state["secrets"].items())
         ]
+
+    def _secret_show(self, _peer: Peer, name: str) -> dict[str, Any]:
+        for item in self._secret_list(_peer):
+            if item["name"] == name:
+                return item
+        raise NotFoundError(f"there is no secret {name!r}")
+
+    def _secret_rotate(self, peer: Peer, name: str, value: str | None = None) -> dict[str, Any]:
+        before = str(self._secret_show(peer, name)["fingerprint"])
+        if value is None:
+            raise UsageError("the new value is missing", where="secret.rotate")
+        self._secret_set(peer, name, value)
+        return {"name": name, "before": before, "after": _digest(value)[:12]}
 
     def _secret_delete(self, _peer: Peer, name: str) -> dict[str, Any]:
         if self.state["secrets"].pop(name, None) is None:

@@ -58,6 +58,7 @@ def sandbox_table(plane: FakeControlPlane, sandbox_id: str) -> dict[str, Op]:
         "ledger.release": op(ops.release, {"call_id": _CALL}),
         "budget.get": op(ops.budget),
         "secret.for": op(ops.secrets, {"names": texts(longest=64)}),
+        "secret.stamp": op(ops.stamp, {"name": text(longest=64), "host": text(longest=253, empty=True)}),
         "audit.head": op(ops.head, head),
         "event": op(ops.event, {"kind": text(longest=41, pattern=_WORD), "detail": mapping}, ("detail",)),
         "activity": op(ops.activity, {"at": number(0, 2**40)}, ("at",)),
@@ -123,6 +124,11 @@ class _SandboxOps:
         """Give the secrets that the plan's hosts call for; without meters these are none."""
         del names
         return {}
+
+    def stamp(self, _peer: Peer, name: str, host: str) -> dict[str, str]:
+        """Say that no secret is handed out, as `secrets` does."""
+        del name, host
+        return {"stamp": ""}
 
     def head(self, _peer: Peer, writer: str, seq: int, hash: str) -> dict[str, Any]:  # noqa: A002 - the wire's word
         if writer == "kmd":

@@ -144,5 +144,16 @@ _GRANTS = (
     "CREATE INDEX grants_expires_at ON grants (expires_at)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL, _ANCHORS, _GRANTS)
+_SECRET_USES = (
+    # No reference to sandboxes: where a secret was used is known after they are gone.
+    """CREATE TABLE secret_uses (
+        name TEXT NOT NULL,
+        sandbox_id TEXT NOT NULL,
+        host TEXT NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (name, sandbox_id, host)
+    ) STRICT""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_INITIAL, _ANCHORS, _GRANTS, _SECRET_USES)
 """Statements by migration; number N (from 1) brings the schema from version N-1 to N."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from km_core.audit import ChainWriter, DecisionLog
     from km_core.policy import NetworkPolicy
-    from km_core.types import Meter, Verdict
+    from km_core.policy.aws import AwsGuard
+    from km_core.types import InjectionRule, Meter, Verdict
     from km_net_proxy.budget import Budget
     from km_net_proxy.http.ca import Authority
     from km_net_proxy.http.connections import Connections
@@ -111,6 +112,8 @@ class GateContext:
         room: memory for the bodies of model calls.
         owned: every host that a meter owns, whether the profile allows it or not.
         intercepted: further hosts that are intercepted without a meter.
+        injections: the operator's rules for credentials, by host.
+        aws: judges requests to AWS by their signature.
         budget: the AI pool.
         secrets: credentials to inject.
         inside: the inside API.
@@ -136,10 +139,18 @@ class GateContext:
     owned: frozenset[str] = frozenset()
     room: BodyRoom = field(factory=BodyRoom)
     handed: HandedOut = field(factory=HandedOut)
+    injections: Mapping[str, InjectionRule] = field(factory=dict)
+    aws: AwsGuard | None = None
 
     def intercepts(self, name: str) -> bool:
         """Whether TLS to *name* is opened here."""
-        return name in self.meters or name in self.intercepted or self.filters_git(name)
+        return (
+            name in self.meters
+            or name in self.intercepted
+            or name in self.injections
+            or self.filters_git(name)
+            or (self.aws is not None and self.aws.covers(name))
+        )
 
     def filters_git(self, name: str) -> bool:
         """Whether requests to *name* are judged by repository."""

@@ -56,8 +56,8 @@ class DnsOverTcp(Protocol):
 class Secrets(Protocol):
     """Credentials that are put on requests."""
 
-    async def value(self, name: str) -> str | None:
-        """Return a secret's value, or None when the operator has set none."""
+    async def value(self, name: str, host: str = "") -> str | None:
+        """Return a secret's value for *host*, or None when the operator has set none."""
 
     def doubt(self, name: str) -> None:
         """Note that a host refused the value: ask for it anew next time."""

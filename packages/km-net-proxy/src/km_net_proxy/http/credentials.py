@@ -11,11 +11,18 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_plus
 
+from attrs import define
+
+from km_core.errors import KmError
+from km_core.secrets import credential_value
+
 if TYPE_CHECKING:
     from km_core.types import InjectionRule
 
+CONFIRM_S = 1.0
+"""How long a value is used before the control plane is asked whether it is still the one."""
 FRESH_S = 60.0
-"""How long a fetched value is used before it is asked for again."""
+"""How long a value is used while the control plane does not answer, as long as a lease."""
 
 _STRIPPED = frozenset(
     {
@@ -41,9 +48,19 @@ class Control(Protocol):
         """Carry out an operation; raises `KmError`."""
 
 
+@define(repr=False)
+class _Held:
+    """A value, the stamp that came with it, and until when it is used unasked and at all."""
+
+    value: str
+    stamp: str
+    confirmed_until: float
+    until: float
+
+
 class SecretCache:
     """
-    Secrets by name, with `FRESH_S` of memory.
+    Secrets by name, confirmed every `CONFIRM_S`, so that a rotation is in effect at once.
 
     Args:
         control: where they come from.
@@ -51,32 +68,54 @@ class SecretCache:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._held: dict[str, tuple[float, str | None]] = {}
+        self._held: dict[str, _Held] = {}
         self._doubted: dict[str, float] = {}
         self._lock = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"SecretCache({len(self._held)} names)"
 
-    async def value(self, name: str) -> str | None:
-        """Return the value, or None when there is none; raises `KmError` when nobody can say."""
+    async def value(self, name: str, host: str = "") -> str | None:
+        """
+        Return the value, or None when there is none; raises `KmError` when nobody can say.
+
+        Args:
+            name: of the secret.
+            host: whose request it is for; the control plane keeps where a secret was used last.
+        """
         now = asyncio.get_running_loop().time()
         held = self._held.get(name)
-        if held is not None and held[0] > now:
-            return held[1]
+        if held is not None and held.confirmed_until > now:
+            return held.value
         async with self._lock:
             held = self._held.get(name)
-            if held is not None and held[0] > now:
-                return held[1]
-            answer = await self._control.call("secret.for", names=[name])
-            value = answer.get(name) if isinstance(answer, dict) else None
-            secret = value if isinstance(value, str) and value else None
+            if held is not None and held.confirmed_until > now:
+                return held.value
+            try:
+                return await self._asked(name, host, held, now)
+            except KmError:
+                if held is not None and held.until > now:
+                    return held.value
+                raise
+
+    async def _asked(self, name: str, host: str, held: _Held | None, now: float) -> str | None:
+        answer = await self._control.call("secret.stamp", name=name, host=host)
+        stamp = answer.get("stamp") if isinstance(answer, dict) else None
+        if not isinstance(stamp, str) or not stamp:
             # A missing secret is asked for each time: the operator is about to set it.
-            if secret is None:
-                self._held.pop(name, None)
-            else:
-                self._held[name] = (now + FRESH_S, secret)
-            return secret
+            self._held.pop(name, None)
+            return None
+        if held is not None and held.stamp == stamp:
+            held.confirmed_until, held.until = now + CONFIRM_S, now + FRESH_S
+            return held.value
+        # The stamp is asked for before the value: a change in between is seen a moment later.
+        self._held.pop(name, None)
+        answer = await self._control.call("secret.for", names=[name])
+        value = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(value, str) or not value:
+            return None
+        self._held[name] = _Held(value, stamp, now + CONFIRM_S, now + FRESH_S)
+        return value
 
     def doubt(self, name: str) -> None:
         """Forget a value that a host refused, at most once a second."""
@@ -122,7 +161,8 @@ def injected(rule: InjectionRule, secret: str) -> tuple[bytes, bytes]:
     Raises:
         ValueError: the secret cannot stand in a field; the text does not show it.
     """
-    value = rule.template.replace("{secret}", secret.strip())
-    if not value.isascii() or not value.isprintable():
-        raise ValueError(f"the secret {rule.secret} holds characters that no header can carry")
+    try:
+        value = credential_value(rule.template, secret)
+    except ValueError as error:
+        raise ValueError(f"the secret {rule.secret} cannot be sent: {error}") from None
     return rule.header.encode("ascii"), value.encode("ascii")

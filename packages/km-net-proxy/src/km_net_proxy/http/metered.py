@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from km_core.errors import KmError
 from km_core.types import EndpointKind, Verdict
 from km_net_proxy.budget import Refused, unavailable
+from km_net_proxy.http.ai_paths import stored_at
 from km_net_proxy.http.coding import CodingError, acceptable, decode_whole
 from km_net_proxy.http.connections import CALL_TIMEOUT_S, IDLE_TIMEOUT_S
-from km_net_proxy.http.credentials import injected, strip_fields, strip_query
 from km_net_proxy.http.exchange import (
     ClientBodyError,
     Exchange,
@@ -26,17 +26,19 @@ from km_net_proxy.http.exchange import (
     request_head,
 )
 from km_net_proxy.http.head import HeadError
+from km_net_proxy.http.injection import ControlPlaneLostError, CredentialError, outgoing
 from km_net_proxy.http.refusal import printable
 from km_net_proxy.http.scope import RequestRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from km_core.types import CallPlan, Endpoint, Meter, Usage
+    from km_core.types import CallPlan, Endpoint, InjectionRule, Meter, Usage
     from km_core.types.meter import Decoder, ResponseFilter, UsageParser
     from km_net_proxy.budget import Reservation
     from km_net_proxy.http.context import BodyRoom
     from km_net_proxy.http.head import RequestHead, ResponseHead
+    from km_net_proxy.http.injection import Sending
     from km_net_proxy.http.scope import Target
     from km_net_proxy.http.session import Session
 
@@ -131,22 +133,6 @@ class MeterTap:
         return None if decoder.failed else parser.finish()
 
 
-@frozen(repr=False)
-class _Sending:
-    """
-    What goes to the provider besides the body.
-
-    Attributes:
-        path: request target without credentials.
-        fields: the client's fields without credentials.
-        own: the gate's: the operator's credential; never in a repr.
-    """
-
-    path: str
-    fields: list[tuple[bytes, bytes]]
-    own: tuple[tuple[bytes, bytes], ...] = ()
-
-
 class _Hold:
     """What one call's body takes of the gate's `BodyRoom`."""
 
@@ -177,9 +163,11 @@ class ModelCalls:
         self._session = session
         self._gate = session.gate
         self._meter = meter
+        self._host = ""
 
     async def serve(self, request: RequestHead, target: Target) -> bool:
         """Carry out or refuse one request; True when the connection can carry another."""
+        self._host = target.authority.host
         try:
             return await self._serve(request, target)
         except Refused as refused:
@@ -216,6 +204,12 @@ class ModelCalls:
             raise unavailable()
         headers = request.headers()
         endpoint = self._meter.endpoint(request.method, target.path, headers)
+        if (kept := stored_at(target.path)) is not None:
+            raise Refused(
+                "ai_path_stores_data",
+                f"{kept} keeps what is sent, or serves what somebody else has kept, outside the sandbox's rules; "
+                "model hosts are open for model calls",
+            )
         if endpoint.kind is EndpointKind.REFUSED and await self._gate.budget.has_ceiling():
             raise Refused(
                 "ai_endpoint_not_metered",
@@ -233,36 +227,22 @@ class ModelCalls:
         finally:
             hold.release()
 
-    async def _credentials(self, request: RequestHead, target: Target) -> _Sending:
-        """Return what is sent: the operator's credential instead of the client's, and a clean path."""
-        rule = self._meter.injection
-        fields = strip_fields(request.fields, rule)
-        path = strip_query(target.path)
-        if rule is None:
-            return _Sending(path, fields)
-        override = self._gate.dialer.overrides.get(target.authority.host)
-        if override is not None and not override.protected:
-            raise Refused(
-                "ai_upstream_not_protected",
-                f"The stand-in for {target.authority.host} is reached without TLS over the network, so the "
-                "operator's credential is not sent there. In the host's config: upstreams with an https:// URL",
-            )
-        try:
-            secret = await self._gate.secrets.value(rule.secret)
-        except KmError as error:
-            raise unavailable() from error
-        if secret is None:
-            raise Refused(
-                "ai_credential_missing",
-                f"No credential is set for {self._meter.name}. On the host: km secrets set {rule.secret}",
-                {"code": "ai_credential_missing", "next": f"km secrets set {rule.secret}"},
-            )
-        try:
-            return _Sending(path, fields, (injected(rule, secret),))
-        except ValueError as error:
-            raise Refused("ai_credential_malformed", str(error)) from error
+    @property
+    def _rule(self) -> InjectionRule | None:
+        """The operator's rule for this host outweighs the provider's."""
+        return self._gate.injections.get(self._host, self._meter.injection)
 
-    async def _pass(self, request: RequestHead, target: Target, sending: _Sending) -> bool:
+    async def _credentials(self, request: RequestHead, target: Target) -> Sending:
+        """Return what is sent: the operator's credential instead of the client's, and a clean path."""
+        try:
+            return await outgoing(self._gate, self._rule, request, target, prefix="ai_")
+        except ControlPlaneLostError as error:
+            raise unavailable() from error
+        except CredentialError as error:
+            km: dict[str, object] = {"code": error.code, "next": error.next_step} if error.next_step else {}
+            raise Refused(error.code, error.message, km) from error
+
+    async def _pass(self, request: RequestHead, target: Target, sending: Sending) -> bool:
         """Carry out a request that costs nothing, or that nobody counts."""
         session = self._session
         head = request_head(request, sending.path, target.host, sending.fields, own=sending.own)
@@ -283,8 +263,8 @@ class ModelCalls:
         return await session.finish(upstream, outcome, reusable=reusable)
 
     def _doubt(self, status: int) -> None:
-        if status == 401 and self._meter.injection is not None:
-            self._gate.secrets.doubt(self._meter.injection.secret)
+        if status == 401 and self._rule is not None:
+            self._gate.secrets.doubt(self._rule.secret)
 
     async def _body(self, request: RequestHead, hold: _Hold) -> bytes:
         """Read the whole request body, decoded."""
@@ -333,7 +313,7 @@ class ModelCalls:
         self,
         request: RequestHead,
         target: Target,
-        sending: _Sending,
+        sending: Sending,
         *,
         endpoint: Endpoint,
         reservation: Reservation,

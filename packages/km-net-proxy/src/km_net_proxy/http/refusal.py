@@ -110,6 +110,10 @@ _NEXT = {
     "builtin:host-mismatch": "make the Host field name the host that the connection was made to",
     "builtin:method-override": "send the request with the method and path that are meant",
     "builtin:upgrade": "do without a protocol upgrade",
+    "builtin:aws-unsigned": "sign the request, or let the profile name a public bucket's host exactly",
+    "builtin:aws-key": "the operator can list the key or its account under aws in the configuration",
+    "builtin:aws-scope": "the operator can list service and region under aws in the configuration",
+    "builtin:aws-bucket": "the operator can list the bucket under aws.buckets in the configuration",
     "builtin:private-address": "the operator can name host and range under private_hosts in the configuration",
 }
 

@@ -1,0 +1,58 @@
+"""
+Paths of model hosts that keep or serve data instead of answering a call.
+
+With them a host that is allowed for model calls would be a store: files, batches, fine-tuning sets, vector
+stores, containers and shared objects of the provider's "files" family, as its references name them.  They
+are refused whether or not a ceiling is set.
+"""
+
+from __future__ import annotations
+
+from km_net_proxy.meter.target import plain_path
+
+STORES = frozenset(
+    {
+        "files",
+        "uploads",
+        "batches",
+        "vector_stores",
+        "containers",
+        "fine_tuning",
+        "fine-tunes",
+        "fine_tunes",
+        "evals",
+        "assistants",
+        "threads",
+        "conversations",
+        "skills",
+        "environments",
+        "sessions",
+        "agents",
+        "deployments",
+        "dreams",
+        "organization",
+        "organizations",
+    }
+)
+"""Segments of a path, in any depth."""
+
+
+def stored_at(target: str) -> str | None:
+    """
+    Return the segment that names a store, or None.
+
+    Args:
+        target: request target in origin form; one whose path could be read in two ways counts as naming one.
+    """
+    path = plain_path(target)
+    if not path:
+        return "this path"
+    segments = path.lower().strip("/").split("/")
+    # What follows is the name of a model or, in Azure's paths, of its deployment.
+    named = {segments.index("models") + 1} if "models" in segments else set()
+    if segments[:2] == ["openai", "deployments"]:
+        named = {1, 2}
+    for at, segment in enumerate(segments):
+        if segment in STORES and at not in named:
+            return f"/{segment}"
+    return None

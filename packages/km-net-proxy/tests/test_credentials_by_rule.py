@@ -1,0 +1,237 @@
+"""Credentials by the operator's rules: put on, kept off, changed while connections are open."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+from gate_rig import AI, WEB, FakeMeter, HostRule, Rig, answer, ok, post, run
+
+from km_core.secrets import CredentialRule
+from km_net_proxy.http.ai_paths import stored_at
+
+SECRET = "the-operators-own-token"
+RULE = CredentialRule(WEB, "web-token", strip=("x-session",))
+CALL = {"model": "m", "max_tokens": 100}
+
+
+async def get(reader, writer, *fields, path="/a?b=1", host=WEB):
+    lines = "".join(f"{field}\r\n" for field in fields)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode())
+    return await answer(reader)
+
+
+def rig(rule=RULE, **options):
+    made = Rig(credentials=[rule] if rule else [], **options)
+    made.kmd.secrets["web-token"] = SECRET
+    return made
+
+
+def test_a_host_with_a_rule_gets_the_operators_credential_and_nothing_of_the_clients():
+    async def main():
+        async with rig() as r:
+            server = await r.serve(WEB, ok())
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            fields = (
+                "Authorization: Bearer mine",
+                "X_Api_Key: mine",
+                "X-Session: mine",
+                "Cookie: a=mine",
+                "X-Kept: 1",
+            )
+            status, _, _ = await get(reader, writer, *fields, path="/a?b=1&token=mine&c=2")
+            assert status == 200
+            writer.close()
+            head = server.requests[0][0]
+            assert head.startswith(b"GET /a?b=1&c=2 HTTP/1.1\r\n")
+            assert head.count(b"uthorization") == 1
+            assert f"authorization: Bearer {SECRET}\r\n".encode() in head
+            assert b"X-Kept: 1" in head
+            assert b"mine" not in head
+            assert SECRET not in json.dumps(r.events())
+            assert SECRET not in repr(r.gate.context.secrets)
+
+    run(main)
+
+
+def test_a_template_may_ask_for_basic():
+    async def main():
+        async with rig(CredentialRule(WEB, "web-token", template="Basic {basic:x-access-token}")) as r:
+            server = await r.serve(WEB, ok())
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            await get(reader, writer)
+            writer.close()
+            value = server.requests[0][0].split(b"authorization: Basic ")[1].split(b"\r\n")[0]
+            assert base64.b64decode(value) == f"x-access-token:{SECRET}".encode()
+
+    run(main)
+
+
+def test_a_host_without_a_rule_is_passed_on_unopened():
+    async def main():
+        async with rig() as r:
+            await r.serve(WEB, ok())
+            await r.up()
+            assert not r.gate.context.intercepts("other.test")
+            assert not r.gate.context.authority.signs_for("other.test")
+            assert r.gate.context.authority.signs_for(WEB)
+
+    run(main)
+
+
+def test_the_credential_is_not_sent_in_the_clear():
+    async def main():
+        async with rig() as r:
+            server = await r.serve(WEB, ok(), tls=False)
+            await r.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", r.front(WEB, 80))
+            status, _, body = await get(reader, writer)
+            writer.close()
+            assert status == 403
+            assert b"https" in body
+            assert not server.requests
+
+    run(main)
+
+
+def test_a_missing_secret_is_refused_with_the_command_that_sets_it():
+    async def main():
+        async with rig() as r:
+            server = await r.serve(WEB, ok())
+            del r.kmd.secrets["web-token"]
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            status, _, body = await get(reader, writer)
+            assert (status, json.loads(body)["error"]) == (403, "credential_missing")
+            assert b"km secrets set web-token" in body
+            r.kmd.secrets["web-token"] = SECRET
+            assert (await get(reader, writer))[0] == 200
+            writer.close()
+            assert len(server.requests) == 1
+            assert "builtin:credential" in {event.get("rule") for event in r.events()}
+
+    run(main)
+
+
+def test_a_rotation_is_in_effect_within_two_seconds_on_an_open_connection():
+    async def main():
+        async with rig() as r:
+            server = await r.serve(WEB, ok())
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            for _ in range(5):
+                assert (await get(reader, writer))[0] == 200
+            asked = [op for op, _ in r.kmd.calls if op == "secret.for"]
+            r.kmd.secrets["web-token"] = "the-next-one"
+            await asyncio.sleep(1.5)
+            assert (await get(reader, writer))[0] == 200
+            del r.kmd.secrets["web-token"]
+            await asyncio.sleep(1.5)
+            assert (await get(reader, writer))[0] == 403
+            writer.close()
+            heads = [head for head, _ in server.requests]
+            assert all(SECRET.encode() in head for head in heads[:5])
+            assert b"the-next-one" in heads[5]
+            assert asked == ["secret.for"]
+            stamps = [args for op, args in r.kmd.calls if op == "secret.stamp"]
+            assert {args["host"] for args in stamps} == {WEB}
+
+    run(main)
+
+
+def test_a_lost_control_plane_keeps_the_credential_for_its_lease_and_gives_no_new_one():
+    async def main():
+        async with rig() as r:
+            await r.serve(WEB, ok())
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            assert (await get(reader, writer))[0] == 200
+            await r.kmd.stop()
+            await asyncio.sleep(1.2)
+            assert (await get(reader, writer))[0] == 200
+            r.gate.context.secrets._held.clear()
+            status, _, body = await get(reader, writer)
+            writer.close()
+            assert (status, json.loads(body)["error"]) == (503, "control_plane_unavailable")
+
+    run(main)
+
+
+def test_a_compatible_model_host_gets_the_key_of_its_rule():
+    class Compatible(FakeMeter):
+        name = "openai-compatible"
+        hosts = ("alt.test",)
+        injection = None
+
+    async def main():
+        rule = CredentialRule("alt.test", "web-token", header="x-key", template="{secret}")
+        async with rig(
+            rule, hosts=[HostRule("alt.test", "exact")], meter={"openai-compatible": Compatible()}
+        ) as r:
+            server = await r.serve("alt.test", ok(b"{}"))
+            await r.up()
+            reader, writer = await r.tls("alt.test")
+            writer.write(post(CALL, host="alt.test", extra="Authorization: Bearer mine\r\n"))
+            assert (await answer(reader))[0] == 200
+            writer.close()
+            head = server.requests[0][0]
+            assert f"x-key: {SECRET}".encode() in head
+            assert b"mine" not in head
+
+    run(main)
+
+
+def test_a_rule_outweighs_what_the_meter_of_its_host_says():
+    async def main():
+        async with rig(CredentialRule(AI, "web-token")) as r:
+            server = await r.serve(AI, ok(b"{}"))
+            await r.up()
+            reader, writer = await r.tls(AI)
+            writer.write(post(CALL, extra="X-Api-Key: mine\r\n"))
+            assert (await answer(reader))[0] == 200
+            writer.close()
+            assert f"authorization: Bearer {SECRET}".encode() in server.requests[0][0]
+            assert b"api-key" not in server.requests[0][0].lower()
+
+    run(main)
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file-1/content", "/v1//files", "/v1/%66iles"])
+def test_files_of_a_model_host_are_refused_with_or_without_a_ceiling(path):
+    async def main():
+        for limit in (None, 10**9):
+            async with Rig(limit=limit) as r:
+                server = await r.serve(AI, ok(b"{}"))
+                await r.up()
+                reader, writer = await r.tls(AI)
+                status, _, body = await get(reader, writer, path=path, host=AI)
+                writer.close()
+                assert status == 403
+                assert "keeps what is sent" in json.loads(body)["error"]["message"]
+                assert not server.requests
+                assert "builtin:ai_path_stores_data" in {event.get("rule") for event in r.events()}
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("target", "stored"),
+    [
+        ("/v1/messages", None),
+        ("/v1/messages?beta=true", None),
+        ("/v1/models/files", None),
+        ("/openai/deployments/files/chat/completions", None),
+        ("/v1/messages/batches", "/batches"),
+        ("/v1/FILES", "/files"),
+        ("/openai/v1/vector_stores/x", "/vector_stores"),
+        ("/v1/organization/usage", "/organization"),
+        ("/v1/models/../files", "this path"),
+        ("/v1/models/x/files", "/files"),
+    ],
+)
+def test_a_path_that_names_a_store_is_told_from_one_that_does_not(target, stored):
+    assert stored_at(target) == stored
