@@ -353,3 +353,31 @@ def test_plain_http_and_protocol_changes_do_not_reach_github():
             writer.close()
 
     run(main)
+
+
+def test_bodies_that_wait_for_their_verdict_share_one_bound_and_give_it_back():
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(web=ok(b"0000"), api_github_com=ok(b"{}"))
+            room = world.rig.gate.context.room
+            body = json.dumps({"branch": "main", "content": "x" * 5000}).encode()
+            for left, status in ((4000, 403), (1 << 20, 200)):
+                room._left = left
+                got, _, _ = await ask(world, "PUT", "/repos/o/r/contents/a", body, host="api.github.com")
+                assert (got, room._left) == (status, left)
+                got, _, _ = await ask(world, "POST", RECEIVE, push("refs/heads/main"))
+                assert (got, room._left) == (status, left)
+
+    run(main)
+
+
+def test_a_body_of_very_many_parts_is_not_read():
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(api_github_com=ok(b"{}"))
+            for body in (b'{"ref": ' + b"[" * 30000, b'{"ref": [' + b"1," * 300000):
+                status, _, text = await ask(world, "POST", "/repos/o/r/git/refs", body, host="api.github.com")
+                assert status == 403
+                assert b"too many parts" in text
+
+    run(main)

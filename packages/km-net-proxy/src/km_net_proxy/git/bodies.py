@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from km_net_proxy.http.coding import CodingError, decoder
 from km_net_proxy.http.connections import IDLE_TIMEOUT_S
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _STEP = 4096
 """Coded bytes that are decoded at once: 4 MiB at the most that gzip can make of them."""
+_MAX_CONTAINERS = 20_000
+"""Brackets and braces in a body: each may become an object many times as large as its text."""
+_MAX_MEMBERS = 200_000
 _CODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 
 
@@ -58,7 +61,32 @@ async def pieces(session: Session, request: RequestHead) -> AsyncIterator[bytes]
         raise ClientBodyError(str(error)) from error
 
 
-async def document(session: Session, request: RequestHead, limit: int, room: BodyRoom) -> dict[str, Any]:
+class Hold:
+    """
+    What one request holds in memory of its body; use as ``with Hold(room) as hold``.
+
+    Args:
+        room: what all bodies of a gate are counted against.
+    """
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self._taken = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def more(self, count: int) -> None:
+        """Take room for *count* bytes; raises ClientBodyError when there is not so much."""
+        if not self._room.take(count):
+            raise ClientBodyError("too many large bodies are under way at once; try again")
+        self._taken += count
+
+    def __exit__(self, *_: object) -> None:
+        self._room.give(self._taken)
+
+
+async def document(session: Session, request: RequestHead, limit: int, hold: Hold) -> dict[str, Any]:
     """
     Read a whole body that is one JSON object.
 
@@ -66,26 +94,25 @@ async def document(session: Session, request: RequestHead, limit: int, room: Bod
         session: whose client sends it.
         request: its head; marked as read.
         limit: most bytes.
-        room: what bodies in memory are counted against while this one is read.
+        hold: counts it, until it has been sent on.
 
     Raises:
         ClientBodyError: it is too long, no JSON object, or has a member twice.
     """
     body = bytearray()
-    taken = 0
+    async for piece in pieces(session, request):
+        session.connection.extend(IDLE_TIMEOUT_S)
+        if len(body) + len(piece) > limit:
+            raise ClientBodyError("the body is too long to be judged")
+        hold.more(len(piece))
+        body += piece
+    request.length = 0  # it is read: the connection can be used on after a refusal
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS or body.count(b",") > _MAX_MEMBERS:
+        raise ClientBodyError("the body has too many parts to be read")
     try:
-        async for piece in pieces(session, request):
-            session.connection.extend(IDLE_TIMEOUT_S)
-            if len(body) + len(piece) > limit or not room.take(len(piece)):
-                raise ClientBodyError("the body is too long to be judged")
-            taken += len(piece)
-            body += piece
-        request.length = 0  # it is read: the connection can be used on after a refusal
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ClientBodyError("the body is no JSON, or has a member twice") from error
-    finally:
-        room.give(taken)
     if not isinstance(value, dict):
         raise ClientBodyError("the body is no JSON object")
     return value

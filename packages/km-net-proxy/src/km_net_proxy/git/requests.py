@@ -18,7 +18,7 @@ from km_core.errors import KmError
 from km_core.policy.github import API, GITHUB_SECRET, SIGNED_HOSTS, Route, classify
 from km_core.policy.refs import is_ref
 from km_core.types import Verdict
-from km_net_proxy.git.bodies import coding_of, document, pieces
+from km_net_proxy.git.bodies import Hold, coding_of, document, pieces
 from km_net_proxy.git.commands import CommandError, CommandList
 from km_net_proxy.git.handed import digest
 from km_net_proxy.git.report import Denial, push_report, reports
@@ -85,12 +85,13 @@ class GitRequests:
         if not verdict.allow:
             return self._refuse(verdict, route, request, target)
         try:
-            if route.operation == "push":
-                return await self._push(route, request, target)
-            if route.operation == "lfs-batch":
-                return await self._lfs(route, verdict, request, target)
-            if route.write is not None and route.write.members and self._policy.refs is not None:
-                return await self._api(route, verdict, request, target)
+            with Hold(self._gate.room) as hold:
+                if route.operation == "push":
+                    return await self._push(route, request, target, hold)
+                if route.operation == "lfs-batch":
+                    return await self._lfs(route, verdict, request, target, hold=hold)
+                if route.write is not None and route.write.members and self._policy.refs is not None:
+                    return await self._api(route, verdict, request, target, hold=hold)
         except ClientBodyError as error:
             denied = Verdict(False, "builtin:git-malformed", "git", str(error))
             return self._refuse(denied, route, request, target)
@@ -112,7 +113,7 @@ class GitRequests:
 
     # -- bodies that name refs --------------------------------------------------------------------
 
-    async def _push(self, route: Route, request: RequestHead, target: Target) -> bool:
+    async def _push(self, route: Route, request: RequestHead, target: Target, hold: Hold) -> bool:
         """Read the list of refs, judge all of them, and only then let the push go."""
         session = self._session
         session.connection.extend(HEAD_TIMEOUT_S)
@@ -120,6 +121,7 @@ class GitRequests:
         wanted, held = CommandList(), []
         try:
             async for piece in body:
+                hold.more(len(piece))
                 held.append(piece)
                 wanted.feed(piece)
                 if wanted.done:
@@ -168,9 +170,11 @@ class GitRequests:
             close=request.length != 0,
         )
 
-    async def _lfs(self, route: Route, verdict: Verdict, request: RequestHead, target: Target) -> bool:
+    async def _lfs(
+        self, route: Route, verdict: Verdict, request: RequestHead, target: Target, *, hold: Hold
+    ) -> bool:
         """Judge an LFS batch by its direction, and by its ref where refs are limited."""
-        members = await document(self._session, request, MAX_LFS, self._gate.room)
+        members = await document(self._session, request, MAX_LFS, hold)
         direction = members.get("operation")
         if direction not in {"download", "upload"}:
             raise ClientBodyError("the LFS operation is neither download nor upload")
@@ -190,11 +194,13 @@ class GitRequests:
         body = json.dumps({**members, "transfers": ["basic"]}).encode()
         return await self._send(route, request, target, _Sending(body))
 
-    async def _api(self, route: Route, verdict: Verdict, request: RequestHead, target: Target) -> bool:
+    async def _api(
+        self, route: Route, verdict: Verdict, request: RequestHead, target: Target, *, hold: Hold
+    ) -> bool:
         """Judge a write of the REST API by the refs that its body names."""
         if "?" in target.path:
             raise ClientBodyError("refs are limited, and the query could name another one")
-        members = await document(self._session, request, MAX_API, self._gate.room)
+        members = await document(self._session, request, MAX_API, hold)
         for ref in _refs(route, members):
             verdict = self._policy.ref(ref)
             if not verdict.allow:
@@ -290,8 +296,9 @@ class GitRequests:
 
     async def _credential(self, route: Route, target: Target) -> tuple[tuple[bytes, bytes], ...]:
         """Return the operator's credential, or nothing: then GitHub answers what anybody may read."""
-        override = self._gate.dialer.overrides.get(target.authority.host)
-        if route.operation == "open" or (override is not None and not override.protected):
+        host = target.authority.host
+        override = self._gate.dialer.overrides.get(host)
+        if (route.operation == "open" and host != API) or (override is not None and not override.protected):
             return ()
         try:
             token = await self._gate.secrets.value(GITHUB_SECRET)
@@ -306,7 +313,7 @@ class GitRequests:
             raise RequestRefused.error(
                 502, "credential_malformed", f"the secret {GITHUB_SECRET} is no token", close=True
             )
-        if route.smart or route.operation.startswith("lfs") or target.authority.host == "github.com":
+        if route.smart or route.operation.startswith("lfs") or host == "github.com":
             pair = base64.b64encode(b"x-access-token:" + token.encode("ascii"))
             return ((b"Authorization", b"Basic " + pair),)
         return ((b"Authorization", b"Bearer " + token.encode("ascii")),)
