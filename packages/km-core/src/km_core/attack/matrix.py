@@ -33,7 +33,7 @@ class Case:
             arrive anywhere proves nothing.
         needs: of ``ipv4``, ``ipv6`` (addresses of the host), ``tcp:PORT``, ``udp:PORT`` (the canary got
             it), ``allowed`` (a host that may be dialled), ``rebind`` (a name that leads to this host),
-            ``gate`` (it answers as a proxy inside).
+            ``gate`` (it answers as a proxy inside), ``ai`` (a model host that a stand-in plays).
         family: 4 or 6 for addresses of one family, 0 for both.
         tcp: the canary's ports that are tried over TCP; empty for its own.
         udp: over UDP.
@@ -305,6 +305,14 @@ CASES: tuple[Case, ...] = (
         "B-36", "keep-alive", "http", "each request of a connection is judged", "keep_alive", needs=("gate",)
     ),
     Case(
+        "B-37",
+        "plain-to-intercepted",
+        "http",
+        "a host whose content is judged is not reached over plain HTTP",
+        "plain_to_intercepted",
+        needs=("gate", "ai"),
+    ),
+    Case(
         "B-38",
         "not-tls",
         "tls",
@@ -454,7 +462,6 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "B-13": "needs a name server that sends malformed replies",
         "B-33": "needs an allowed cloud endpoint",
         "B-34": "needs an allowed model provider, or a stand-in for one",
-        "B-37": "needs an allowed host with rules for paths",
         "B-40": "needs an allowed host that redirects",
     }
 )

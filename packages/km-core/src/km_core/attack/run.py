@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, define, evolve, field, frozen
 
 from km_core.attack.bundle import bundle
+from km_core.attack.capture import Denials, Said, parsed, standing_in
 from km_core.attack.checks import CHECKS, Subject
 from km_core.attack.forms import address_forms, targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from km_core.attack.canary import Canary
     from km_core.attack.matrix import Case
@@ -82,6 +83,7 @@ class Target:
         addresses: of this host, where the canary stands.
         allowed: a name that the profile allows and that may be dialled at 443; empty for none.
         rebind: names that the profile allows and that lead to this host.
+        ai: a model host that the profile allows and that a stand-in plays; empty for none.
     """
 
     substrate: Substrate
@@ -91,20 +93,7 @@ class Target:
     addresses: tuple[str, ...]
     allowed: str = ""
     rebind: tuple[str, ...] = ()
-
-
-@frozen
-class Said:
-    """What an attempt printed."""
-
-    code: int
-    lines: tuple[dict[str, Any], ...]
-    errors: str
-
-    @property
-    def ended(self) -> bool:
-        """Whether it ran to its end."""
-        return self.code == 0 and bool(self.lines) and "sent" in self.lines[-1]
+    ai: str = ""
 
 
 @define
@@ -162,12 +151,12 @@ class Attack:
             return result("skipped", why)
         token = _token()
         self._tokens[index] = token
-        recorded = _Record(self.target.box.audit_dir)
+        recorded = Denials(self.target.box.audit_dir)
         said = self._inside(case, token, user)
         outcome, detail = self._judge(case, token, said, recorded)
         return result(outcome, detail)
 
-    def _judge(self, case: Case, token: str, said: Said, recorded: _Record) -> tuple[str, str]:
+    def _judge(self, case: Case, token: str, said: Said, recorded: Denials) -> tuple[str, str]:
         if places := self.canary.saw(token, 0.05):
             return "fail", _arrived(places)
         loose = [line for line in said.lines if line.get("held") is False]
@@ -187,7 +176,7 @@ class Attack:
         if not tried:
             return "fail", "the attempt tried nothing"
         read = sum(1 for line in said.lines if line.get("held") is True)
-        return "pass", f"tried {tried} ways, nothing arrived" + (f"; {read} answers read" if read else "")
+        return "pass", f"{tried} attempts, nothing arrived" + (f"; {read} answers read" if read else "")
 
     def _subject(self) -> Subject:
         box = self.target.box
@@ -204,6 +193,8 @@ class Attack:
                     return f"{kind.upper()} port {port} of this host is taken, or not permitted to this user"
             elif kind == "allowed" and not self.target.allowed:
                 return "needs an allowed host that may be dialled: --allowed NAME"
+            elif kind == "ai" and not self.target.ai:
+                return "needs an allowed model host that `upstreams` in the configuration stands in for"
             elif kind == "rebind" and not self.target.rebind:
                 return "needs an allowed name that leads to this host: --rebind NAME"
             elif kind == "gate" and (why := self._gate(user)):
@@ -279,6 +270,7 @@ class Attack:
             "name": name,
             "allowed": target.allowed,
             "rebind": target.rebind,
+            "ai": target.ai,
             "resolvers": [*_host_resolvers(), *_CLOUD_RESOLVERS],
             "suffix": suffix,
         }
@@ -297,53 +289,14 @@ class Attack:
         ):
             given.write(text.encode())
             given.seek(0)
-            with _standing_in(given.fileno(), out.fileno(), err.fileno()):
+            with standing_in(given.fileno(), out.fileno(), err.fileno()):
                 code = self.target.substrate.exec(
                     self.target.box, argv, env=self.target.env, cwd="/", root=user == "root", tty=False
                 )
             out.seek(0)
             err.seek(0)
-            lines = tuple(_parsed(out.read(4 << 20)))
+            lines = tuple(parsed(out.read(4 << 20)))
             return Said(code, lines, err.read(65536).decode("utf-8", "replace"))
-
-
-@define
-class _Record:
-    """The denials that a sandbox's chains gain from now on."""
-
-    directory: Path
-    _sizes: dict[Path, int] = field(factory=dict, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._sizes = {path: path.stat().st_size for path in self._files()}
-
-    def _files(self) -> list[Path]:
-        return [path for path in self.directory.glob("*.jsonl") if path.name != "checkpoints.jsonl"]
-
-    def has(self, needle: str, wait_s: float = 2.5) -> bool:
-        """Say whether a denial that holds *needle* (a rule, or part of a name) was added."""
-        deadline = time.monotonic() + wait_s
-        while True:
-            for path in self._files():
-                with path.open("rb") as source:
-                    source.seek(self._sizes.get(path, 0))
-                    for record in _parsed(source.read()):
-                        judged = f"{record.get('rule')} {record.get('name')}"
-                        if record.get("verdict") == "deny" and needle in judged:
-                            return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-
-
-def _parsed(raw: bytes) -> Iterator[dict[str, Any]]:
-    for line in raw.splitlines():
-        try:
-            data = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(data, dict):
-            yield data
 
 
 def _token() -> str:
@@ -361,19 +314,3 @@ def _host_resolvers() -> list[str]:
         return []
     words = [line.split() for line in lines]
     return [w[1].partition("%")[0] for w in words if len(w) > 1 and w[0] == "nameserver"]
-
-
-@contextlib.contextmanager
-def _standing_in(*descriptors: int) -> Iterator[None]:
-    """Put *descriptors* in the places of this process's stdin, stdout and stderr: a substrate hands those on."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(number) for number in range(len(descriptors))]
-    try:
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-        yield
-    finally:
-        for number, descriptor in enumerate(kept):
-            os.dup2(descriptor, number)
-            os.close(descriptor)

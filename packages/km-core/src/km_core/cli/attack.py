@@ -143,11 +143,8 @@ def _target(substrate: Any, box: Box, recorded: str, allowed: str, rebind: tuple
     for name in named:
         if not policy.connect(name, 443).allow:
             raise UsageError(f"the profile does not allow {name}", hint="name one that it allows")
-    stand_ins = [
-        host
-        for host in sorted(box.config.upstreams)
-        if policy.connect(host, 443).allow and not ai_vendor(host)
-    ]
+    played = [host for host in sorted(box.config.upstreams) if policy.connect(host, 443).allow]
+    stand_ins = [host for host in played if not ai_vendor(host)]
     addresses = dict.fromkeys(a.partition("%")[0] for a in host_addresses() if not a.startswith("fe80"))
     return Target(
         substrate=substrate,
@@ -157,6 +154,7 @@ def _target(substrate: Any, box: Box, recorded: str, allowed: str, rebind: tuple
         addresses=tuple(addresses),
         allowed=named[0] if allowed else next(iter(stand_ins), ""),
         rebind=tuple(named[1:] if allowed else named),
+        ai=next((host for host in played if ai_vendor(host)), ""),
     )
 
 

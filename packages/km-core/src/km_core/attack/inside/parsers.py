@@ -248,6 +248,22 @@ def http_direct(args: Args) -> None:
             attempt(f"{address}:{port}", talk, address, port, raw)
 
 
+def _forbidden(address: str, port: int, request: bytes) -> None:
+    answer = talk(address, port, request)
+    what = request.split(b" HTTP/")[0].decode("latin-1")
+    held(f"{what} by {address}", _status(answer) == 403, answer[:40].decode("latin-1"))
+
+
+def plain_to_intercepted(args: Args) -> None:
+    """Ask a host whose TLS the gate opens over plain HTTP, by URI and by dialling it: never carried out."""
+    host = args["ai"].encode()
+    for path in (b"/v1/files", b"/v1/messages"):
+        head = b" HTTP/1.1\r\nHost: " + host + b"\r\nx-api-key: " + args["token"] + b"\r\n\r\n"
+        for method in (b"GET ", b"POST "):
+            attempt("by URI", _forbidden, *GATE, method + b"http://" + host + path + head)
+            attempt("dialled", _forbidden, args["ai"], 80, method + path + head)
+
+
 def other_host(args: Args) -> None:
     """Dial the canary and name an allowed host; dial an allowed host and name the canary."""
     for address in args["addresses"]:
