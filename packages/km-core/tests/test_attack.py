@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import tempfile
@@ -213,6 +214,18 @@ def test_an_attempt_that_does_not_run_to_its_end_is_a_failure(run) -> None:
     crashing = bundle().replace("attempts[name](args)", "os._exit(3)")
     (result,) = run("B-49 sctp", program=crashing).values()
     assert (result.result, "did not run to its end (exit code 3)" in result.detail) == ("fail", True)
+
+
+def test_an_attempt_that_takes_too_long_ends_and_takes_its_directory_with_it(tmp_path) -> None:
+    endless = bundle().replace("attempts[name](args)", "signal.pause()")
+    done = subprocess.run(
+        ["python3", "-", "tcp", '{"token": "x", "limit_s": 1}'],
+        input=endless,
+        text=True,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert (done.returncode, list(tmp_path.iterdir())) == (3, [])
 
 
 def test_an_attempt_that_tries_nothing_is_a_failure(run) -> None:

@@ -14,6 +14,8 @@ import json, os, shutil, signal, sys, tempfile
 def main(argv):
     name, args = argv[0], json.loads(argv[1])
     args["token"] = args["token"].encode()
+    # Raised as an exit, so that the temporary directory goes also when time is over.
+    signal.signal(signal.SIGALRM, lambda number, frame: sys.exit(3))
     signal.alarm(int(args.get("limit_s", 60)))
     place = tempfile.mkdtemp(prefix="km-attack-")
     home = os.getcwd()

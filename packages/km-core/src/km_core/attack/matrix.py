@@ -61,7 +61,13 @@ class Case:
         return f"{self.row} {self.name}"
 
 
-_SPLIT = ["one byte a segment", "one byte a record", "name after 1200 bytes", "name after 14000 bytes"]
+_SPLIT = [
+    "one byte a segment",
+    "one byte a record",
+    "name after 1200 bytes",
+    "name after 14000 bytes",
+    "name after 60000 bytes",
+]
 
 
 def _forms(kind: str, row: str, title: str) -> Case:

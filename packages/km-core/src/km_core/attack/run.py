@@ -257,13 +257,16 @@ class Attack:
         if case.attempt == "hello_to_canary":
             wanted = extra.get("server_name")
             name = target.allowed if wanted == "allowed" else name if wanted else ""
+        tcp = [p for p in case.tcp if p in canary.tcp_ports] or canary.tcp_ports[:1]
+        udp = [p for p in case.udp if p in canary.udp_ports] or canary.udp_ports[:1]
         data = {
             "token": token,
-            "limit_s": _LIMIT_S,
+            # Where packets are dropped each way out costs its own time-out.
+            "limit_s": _LIMIT_S + 2 * len(addresses) * (len(tcp) + len(udp)),
             "control": control,
             "addresses": addresses,
-            "tcp_ports": [p for p in case.tcp if p in canary.tcp_ports] or canary.tcp_ports[:1],
-            "udp_ports": [p for p in case.udp if p in canary.udp_ports] or canary.udp_ports[:1],
+            "tcp_ports": tcp,
+            "udp_ports": udp,
             "vsock_port": canary.vsock_port,
             "paths": [canary.unix_path],
             "abstract": [canary.abstract],

@@ -117,6 +117,7 @@ def hello_through_allowed(args: Args) -> None:
         "one byte a record": (records(hello(name), 1), 0),
         "name after 1200 bytes": (records(hello(name, early=1200)), 0),
         "name after 14000 bytes": (records(hello(name, early=14000)), 0),
+        "name after 60000 bytes": (records(hello(name, early=60000)), 0),
         "encrypted hello": (records(hello(allowed, ech=True)), 0),
     }
     for how in args["shapes"]:
