@@ -29,6 +29,7 @@ from km_core.policy import (
 from km_net_proxy.dns import answer as wire
 from km_net_proxy.dns.server import DnsServer, Lookup
 from km_net_proxy.http.connections import Connection
+from km_net_proxy.http.context import GateContext
 from km_net_proxy.http.dispatch import Dispatcher
 from km_net_proxy.http.head import HeadError, parse_request
 from km_net_proxy.http.hello import ClientHello
@@ -113,17 +114,15 @@ class Evidence:
 
 
 def gate(policy):
-    return SimpleNamespace(
+    """A gate's context with no part that a decision does not need."""
+    parts = dict.fromkeys(["connections", "names", "dialer", "upstreams", "authority", "budget", "secrets"])
+    return GateContext(
+        sandbox_id="sb-0123abcd",
         policy=policy,
         evidence=Evidence(),
         lease=SimpleNamespace(valid=True),
-        sandbox_id="sb-0123abcd",
-        meters={},
-        intercepted=frozenset(),
-        owned=frozenset(),
-        intercepts=lambda _name: False,
-        filters_git=lambda _name: False,
         inside=SimpleNamespace(added=lambda _path: None),
+        **parts,
     )
 
 
