@@ -211,7 +211,7 @@ def test_a_gate_that_does_not_answer_proves_nothing(run) -> None:
 
 
 def test_an_attempt_that_does_not_run_to_its_end_is_a_failure(run) -> None:
-    crashing = bundle().replace("attempts[name](args)", "os._exit(3)")
+    crashing = bundle().replace("attempts[name](args)", "sys.exit(3)")
     (result,) = run("B-49 sctp", program=crashing).values()
     assert (result.result, "did not run to its end (exit code 3)" in result.detail) == ("fail", True)
 
