@@ -217,8 +217,8 @@ class Session:
         scheme, mark, rest = target.partition("://")
         if not mark or scheme.lower() != self.scope.scheme:
             raise ValueError(f"the target is neither a path nor an {self.scope.scheme}:// URL")
-        cut = min((rest.find(c) for c in "/?#" if c in rest), default=len(rest))
-        text, path = rest[:cut], rest[cut:].partition("#")[0]
+        cut = min((rest.find(c) for c in "/?" if c in rest), default=len(rest))
+        text, path = rest[:cut], rest[cut:]
         default = 443 if self.scope.tls else 80
         named = authority_of(text, default)
         if host not in ("", text) and authority_of(host, default) != named:
