@@ -270,7 +270,7 @@ def test_with_km_core_alone_a_plan_is_refused_in_one_line_that_says_what_to_inst
     assert [(p.message, p.hint) for p in caught.value.problems if p.severity is Severity.ERROR] == [
         (
             "nothing installed can run a profile on local",
-            "install km-substrate-local and km-net-proxy",
+            "install km-substrate-local, km-net-proxy and km-embedded",
         )
     ]
 
@@ -285,7 +285,7 @@ def test_with_km_core_alone_a_plan_can_be_reviewed_and_says_what_it_needs(tmp_pa
     config = load_config({"KM_HOME": str(tmp_path)})
     compiled = plan_from_file(sample, config, manager_with(), Overrides(), for_review=True)
 
-    assert [p.hint for p in compiled.unmet] == ["install km-substrate-local and km-net-proxy"]
+    assert [p.hint for p in compiled.unmet] == ["install km-substrate-local, km-net-proxy and km-embedded"]
     assert compiled.plan.requirements == (f"km-core=={__version__}", "km-net-proxy", "km-substrate-local")
     with pytest.raises(ProfileError, match="sealed has"):
         plan_from_file("sealed", config, manager_with(), Overrides(substrate="local"), for_review=True)

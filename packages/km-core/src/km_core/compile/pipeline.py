@@ -18,7 +18,7 @@ from km_core.compile.claims import check_claims, claim_matrix, claim_sources
 from km_core.compile.draft import draft_plan, network_plan, resolve_limits
 from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
-from km_core.compile.groups import resolve_with_plugins
+from km_core.compile.groups import core_groups, resolve_with_plugins, unknown_group
 from km_core.compile.profile import LoadedProfile, load_profile
 from km_core.compile.requirements import added_requirement, plan_requirements
 from km_core.errors import KmError, PluginError, ProfileError, UsageError
@@ -273,12 +273,39 @@ def _claim_problems(
             # One line that says all there is to install, not one after the other.
             message = f"nothing installed can run a profile on {substrate}"
             hint = f"install km-substrate-{substrate} and {provider}"
+            if not plugins.control_planes():
+                hint = f"install km-substrate-{substrate}, {provider} and km-embedded"
             absent = Problem("spec.runtime.substrate", message, hint=hint, code=_NOT_INSTALLED)
             missing = _with_cause(absent, f"km-substrate-{substrate}", plugins)
         problems.append(loaded.placed(missing))
+    problems += _unknown_groups(loaded, data, plugins)
     return problems + [
         evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
     ]
+
+
+def _unknown_groups(loaded: LoadedProfile, data: dict[str, Any], plugins: PluginRegistry) -> list[Problem]:
+    """
+    Return a problem for each place that names a group which nothing offers.
+
+    Resolving would notice too, but checking resolves nothing, and resolving does not know the place.
+    """
+    egress = data["spec"]["network"].get("egress", {})
+    named = {
+        f"spec.network.egress.{key}[{index}]": entry
+        for key in ("allowedHosts", "allowedDNSSuffixes")
+        for index, entry in enumerate(egress.get(key) or ())
+        if entry.startswith("@")
+    }
+    if not named:
+        return []
+    known = {*core_groups(), *plugins.egress_groups()}
+    found = []
+    for place, entry in named.items():
+        if entry not in known:
+            message, hint = unknown_group(entry, known)
+            found.append(loaded.placed(Problem(place, message, hint=hint, code="group-unknown")))
+    return found
 
 
 def _enforcer_of(mode: str) -> str:
