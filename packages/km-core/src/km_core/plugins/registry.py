@@ -373,7 +373,8 @@ class PluginRegistry:
         if outcome.error is None:
             return outcome.value, None
         if isinstance(outcome.error, HookTimeoutError):
-            failure = self.error(plugin, f"{hook} hangs: {outcome.error}", hint="KM_PLUGIN_TIMEOUT_S")
+            hint = "give slow ones more time with KM_PLUGIN_TIMEOUT_S=SECONDS"
+            failure = self.error(plugin, f"{hook} hangs: {outcome.error}", hint=hint)
         elif isinstance(outcome.error, _WrongAnswerError):
             failure = self.error(plugin, f"{hook} {outcome.error}", hint=f"km plugins check {plugin}")
         else:
