@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from km_core.testing.pm import manager_with
 from km_core.testing.probes import impure, sealed, short_directory, unreachable
 from km_core.testing.sidecar import SidecarContract
 from km_core.testing.substrate import SubstrateContract
+from km_core.types import Event
 
 CONTRACTS = (
     SubstrateContract,
@@ -51,6 +53,14 @@ def promises(contract):
         for name, member in inspect.getmembers(contract, inspect.isfunction)
         if (match := re.match(r"test_([a-z]\d+)_", name))
     }
+
+
+def test_a_notifiers_test_that_gives_back_no_events_is_told_what_to_give():
+    event = Event("created", "sb-0000000a", "2026-01-02T03:04:05Z")
+
+    assert NotifierContract().matches(event, event)
+    with pytest.raises(pytest.fail.Exception, match="gave a dict where an Event is expected"):
+        NotifierContract().matches(event, json.loads(event.to_json()))
 
 
 def test_the_runner_tells_what_a_command_came_to(runner):
