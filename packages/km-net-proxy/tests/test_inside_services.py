@@ -180,17 +180,20 @@ def test_a_service_that_hangs_is_503_keeps_its_place_and_cannot_relay_any_more(s
             assert {503} == {status for status, *_ in answers}
             status, _, data, _, writer = await ask(rig, get("/hang"))
             assert (503, True) == (status, "too many" in data["message"])
-            # The gate's own service does not wait for them.
+            # Neither another plugin's service nor the gate's own waits for them.
+            status, *_, fine = await ask(rig, get("/fine"))
+            assert 200 == status
+            fine.close()
             status, *_, own = await ask(rig, get("/budget"))
             assert 200 == status
             for item in (writer, own, *(entry[-1] for entry in answers)):
                 item.close()
         finally:
             release.set()
-        await until(lambda: not added._running)
+        await until(lambda: not added._running.total())
         assert ["control-unavailable"] * MAX_RUNNING == after
 
-    serving(services(hang=hang), scenario)
+    serving(services(hang=hang, fine=lambda request, relay: InsideResponse({})), scenario)
 
 
 def test_a_relay_carries_out_what_the_sandbox_may_and_nothing_of_the_gates(services):

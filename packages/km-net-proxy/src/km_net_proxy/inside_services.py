@@ -3,7 +3,7 @@ Services that plugins add to the inside API, ``http://km.internal/NAME``.
 
 What a service is asked comes from inside the sandbox; what it may do is what its `Relay` does, for this
 sandbox alone.  A service that raises, hangs, or answers with something else is 503 for that request and
-never harms the gate: each call runs in a thread of its own and few run at a time.
+never harms the gate or another service: each call runs in a thread of its own, few of a service at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ MAX_BODY = 1024 * 1024
 """Longest body of a request and of an answer, in bytes."""
 TIMEOUT_S = 10.0
 MAX_RUNNING = 8
-"""Calls at a time; one that hangs keeps its place until it ends."""
+"""Calls of one service at a time; one that hangs keeps its place until it ends, and takes none of the others'."""
 
 _LOG = structlog.get_logger("km.gate.inside")
 _BODILESS = frozenset({204, 205, 304})
@@ -87,7 +88,7 @@ class InsideServices:
         self._sandbox_id = sandbox_id
         self._timeout_s = timeout_s
         self._targets: dict[str, Callable[..., Any]] = {}
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
     @property
     def summaries(self) -> dict[str, str]:
@@ -112,7 +113,7 @@ class InsideServices:
             sandbox_id=self._sandbox_id,
             headers=dict(headers),
         )
-        if self._running >= MAX_RUNNING:
+        if self._running[service.name] >= MAX_RUNNING:
             return _unavailable(service, "too many requests are being answered")
         call = _Call()
         try:
@@ -145,7 +146,7 @@ class InsideServices:
                 raise ControlUnavailableError("the control plane does not answer", where=op) from None
 
         def done(answer: Answer | None, error: BaseException | None) -> None:
-            self._running -= 1
+            self._running[service.name] -= 1
             if future.done():
                 return
             if answer is not None:
@@ -165,7 +166,7 @@ class InsideServices:
 
         threading.Thread(target=run, name=f"inside {service.name}", daemon=True).start()
         # After it: what could not be started holds no place, and *done* comes through this loop.
-        self._running += 1
+        self._running[service.name] += 1
         return future
 
     def _target(self, service: InsideService) -> Callable[..., Any]:
