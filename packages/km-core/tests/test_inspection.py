@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from km_core.cli.main import main
 from km_core.inspection.inspect import core_range
+from km_core.testing.pm import manager_with
 
 KM = (sys.executable, "-m", "km_core.cli.main")
 GOOD = """
@@ -157,7 +159,7 @@ def test_a_planted_defect_is_found_and_named(planted, source, check, message):
 def test_what_raises_is_placed_and_no_hint_leads_back_to_the_check(planted):
     planted.plant(GOOD.replace("    return [", "    import json; json.loads('{')\n    return ["))
     done = planted.km("plugins", "check", "planted")
-    assert "error: planted: answer: km_sidecars failed: JSONDecodeError" in done.stdout
+    assert "error: planted (km-planted): answer: km_sidecars failed: JSONDecodeError" in done.stdout
     assert "  hint: raised in " in done.stdout
     assert "planted_plugin/__init__.py, line 8\n" in done.stdout
 
@@ -282,3 +284,17 @@ def test_the_range_of_km_core_is_read_as_installers_read_it(requires, problem):
     assert problem in found
     assert bool(found) == bool(problem)
     assert hint == ('write "km-core>=0.1,<0.2"' if problem else "")
+
+
+def test_with_nothing_installed_there_is_nothing_to_check_and_no_claim_that_all_is_well(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("KM_HOME", str(tmp_path))
+    monkeypatch.setattr("km_core.inspection.find_subjects", lambda what: ())
+    monkeypatch.setattr("km_core.plugins.load_plugins", manager_with)
+
+    assert 0 == main(["plugins", "check"])
+    assert ("", "No plugins are installed.\n") == capsys.readouterr()
+    assert 0 == main(["doctor"])
+    captured = capsys.readouterr()
+    assert ("", True) == (captured.out, captured.err.startswith("Nothing to check: no installed plugin"))
