@@ -218,6 +218,37 @@ def test_a_relay_carries_out_what_the_sandbox_may_and_nothing_of_the_gates(servi
     serving(services(tell=tell), scenario)
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '{"a": NaN}',
+        '{"a": Infinity}',
+        '{"a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"a": "' + "x" * 70_000 + '"}',
+    ],
+    ids=["NaN", "infinity", "deep", "long"],
+)
+def test_what_a_service_relays_cannot_break_the_gates_own_connection(services, hostile):
+    def w_pass_on(request, relay):
+        try:
+            relay("event", kind="said", detail=json.loads(request.body))
+        except KmError as error:
+            return InsideResponse({"code": error.code}, status=400)
+        return InsideResponse({})
+
+    async def scenario(rig):
+        reader = writer = None
+        for body, wanted in ((hostile, 400), ('{"a": [1]}', 200)):
+            text = get("/pass-on", "POST", f"Content-Length: {len(body)}\r\n") + body
+            status, _, data, reader, writer = await ask(rig, text, reader=reader, writer=writer)
+            assert (wanted, "usage" if wanted == 400 else None) == (status, data.get("code"))
+        writer.close()
+        assert 1 == len([op for op, _ in rig.kmd.calls if op == "hello"])
+        assert [{"kind": "said", "detail": {"a": [1]}}] == [a for op, a in rig.kmd.calls if op == "event"]
+
+    serving(services(w_pass_on=w_pass_on), scenario)
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_body_above_a_mebibyte_is_refused_before_the_service_is_asked(services, framing):
     asked = []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from attrs import define, frozen
 
-from km_core.errors import ControlUnavailableError, GuardError
+from km_core.errors import ControlUnavailableError, GuardError, UsageError
 from km_core.types import InsideRequest, InsideResponse
 from km_core.types.inside import RELAYED
 from km_net_proxy.http.connections import IDLE_TIMEOUT_S
@@ -44,6 +44,10 @@ MAX_BODY = 1024 * 1024
 TIMEOUT_S = 10.0
 MAX_RUNNING = 8
 """Calls of one service at a time; one that hangs keeps its place until it ends, and takes none of the others'."""
+MAX_RELAYED = 64 * 1024
+"""Longest arguments of a relayed operation, in bytes on the wire."""
+MAX_DEPTH = 16
+"""Deepest nesting of them."""
 
 _LOG = structlog.get_logger("km.gate.inside")
 _BODILESS = frozenset({204, 205, 304})
@@ -136,6 +140,7 @@ class InsideServices:
         def relay(op: str, /, **args: Any) -> Any:
             if op not in RELAYED:
                 raise GuardError("an inside service cannot ask for this", where=op)
+            _check_relayed(op, args)
             if call.abandoned:
                 raise ControlUnavailableError("the request has been given up", where=op)
             asked = asyncio.run_coroutine_threadsafe(_ask(self._control, op, args), loop)
@@ -209,6 +214,31 @@ async def read_body(client: Stream, connection: Connection, request: RequestHead
 
 async def _ask(control: Control, op: str, args: dict[str, Any]) -> Any:
     return await control.call(op, **args)
+
+
+def _check_relayed(op: str, args: dict[str, Any]) -> None:
+    """
+    Refuse arguments that the control plane would not read.
+
+    The connection is the gate's own, for leases and the ledger too, and a line that is too long, too deep
+    or no JSON (RFC 8259 has no NaN) ends it.
+    """
+    if _too_deep(args, MAX_DEPTH):
+        raise UsageError(f"what is relayed is nested deeper than {MAX_DEPTH} levels", where=op)
+    try:
+        size = len(json.dumps(args, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError("what is relayed is not plain JSON data", where=op) from error
+    if size > MAX_RELAYED:
+        raise UsageError(f"what is relayed is longer than {MAX_RELAYED} bytes", where=op)
+
+
+def _too_deep(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        return not levels or any(_too_deep(item, levels - 1) for item in value.values())
+    if isinstance(value, list | tuple):
+        return not levels or any(_too_deep(item, levels - 1) for item in value)
+    return False
 
 
 def _encoded(answer: Any) -> Answer:

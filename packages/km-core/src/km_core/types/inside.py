@@ -23,7 +23,8 @@ class Relay(Protocol):
     Carries out an operation of the sandbox's own control socket.
 
     It acts for the sandbox whose gate it is and for no other.  Raises `KmError`: a `GuardError` for an
-    operation that is not one of `RELAYED`, a `ControlError` when the control plane refuses or is away.
+    operation that is not one of `RELAYED`, a `UsageError` for arguments that are no plain JSON, or more of
+    it than 64 KiB or 16 levels, a `ControlError` when the control plane refuses or is away.
     """
 
     def __call__(self, op: str, /, **args: Any) -> Any:
