@@ -10,7 +10,7 @@ import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from km_core.compile import claims
 from km_core.compile.builtins import BUILTINS, find_profile
@@ -26,7 +26,7 @@ from km_core.policy import NetworkPolicy
 from km_core.types import Problem, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from km_core.compile.claims import FieldAnswer
@@ -62,12 +62,14 @@ class Compiled:
 
     Attributes:
         unmet: what would refuse the plan to run here; only ever there when it was made for reading.
+        data: the effective profile, merged and with defaults.
     """
 
     plan: SandboxPlan
     text: str
     notes: tuple[Problem, ...]
     unmet: tuple[Problem, ...] = ()
+    data: Mapping[str, Any] = Factory(dict)
 
 
 def check_file(
@@ -163,7 +165,7 @@ def plan_from_file(
     answers = _answers(loaded, plan, plugins, overrides)
     plan = evolve(plan, requirements=plan_requirements(plan, plugins, answers, enforced_apart=not alone))
     notes = [p for p in (*loaded.problems, *problems) if p.severity is Severity.WARNING]
-    return Compiled(plan, text, tuple(notes), tuple(unmet))
+    return Compiled(plan, text, tuple(notes), tuple(unmet), data)
 
 
 def data_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> dict[str, Any]:
