@@ -218,6 +218,24 @@ def test_a_relay_carries_out_what_the_sandbox_may_and_nothing_of_the_gates(servi
     serving(services(tell=tell), scenario)
 
 
+@pytest.mark.parametrize("kind", ["enforcement_lost", "budget_exhausted", "gate_restarted", "failed"])
+def test_what_comes_from_inside_cannot_pass_for_an_event_of_the_platform(services, kind):
+    def forge(request, relay):
+        try:
+            relay("event", kind=kind, detail={})
+        except KmError as error:
+            return InsideResponse({"code": error.code})
+        return InsideResponse({"code": "done"})
+
+    async def scenario(rig):
+        _, _, data, _, writer = await ask(rig, get("/forge"))
+        assert "guard" == data["code"]
+        assert "event" not in {op for op, _ in rig.kmd.calls}
+        writer.close()
+
+    serving(services(forge=forge), scenario)
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

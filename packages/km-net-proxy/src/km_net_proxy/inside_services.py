@@ -22,7 +22,7 @@ from attrs import define, frozen
 
 from km_core.errors import ControlUnavailableError, GuardError, UsageError
 from km_core.types import InsideRequest, InsideResponse
-from km_core.types.inside import RELAYED
+from km_core.types.inside import PLATFORM_EVENTS, RELAYED
 from km_net_proxy.http.connections import IDLE_TIMEOUT_S
 from km_net_proxy.http.exchange import UpstreamLostError, body_of
 from km_net_proxy.http.head import HeadError
@@ -140,6 +140,8 @@ class InsideServices:
         def relay(op: str, /, **args: Any) -> Any:
             if op not in RELAYED:
                 raise GuardError("an inside service cannot ask for this", where=op)
+            if op == "event" and args.get("kind") in PLATFORM_EVENTS:
+                raise GuardError("this event is the platform's own", where=op)
             _check_relayed(op, args)
             if call.abandoned:
                 raise ControlUnavailableError("the request has been given up", where=op)

@@ -98,7 +98,8 @@ def check(ctx: click.Context, what: str | None, as_json: bool, show_all: bool) -
 
     NAME is an installed plugin, PATH a source tree with a pyproject.toml; without either every installed
     plugin is checked: metadata, API number, hooks and their arguments, what they return, that they give
-    the same again, print nothing and are quick to import.  Each plugin runs in a process of its own.
+    the same again, print nothing and are quick to import.  Each plugin runs in a process of its own, so
+    that it cannot end km, but with your rights: read a plugin that you do not trust before you check it.
     """
     from km_core.inspection import find_subjects, inspect_plugins
 
