@@ -282,7 +282,8 @@ def _claim_problems(
         problems.append(loaded.placed(missing))
     problems += _unknown_groups(loaded, data, plugins)
     return problems + [
-        evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
+        problem if problem.file else loaded.placed(problem)
+        for problem in plugins.validate(data, substrate)
     ]
 
 
