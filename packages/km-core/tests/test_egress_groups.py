@@ -543,6 +543,13 @@ def test_a_url_that_clients_may_read_otherwise_is_refused(url):
         npm(registry=url)
 
 
+def test_more_mirrors_than_anybody_configures_are_refused_before_they_are_looked_up(monkeypatch):
+    monkeypatch.setattr(mirrors.socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+
+    with pytest.raises(PlanError, match="more than 64"):
+        apt(*(f"https://m{index}.invalid/debian" for index in range(65)))
+
+
 def test_a_plugins_answer_for_another_group_is_refused():
     liar = EgressGroup("@corp-mirror", "x", lambda: GroupResolution("@npm-packages", ("a.invalid:443",)))
 
