@@ -20,7 +20,7 @@ from km_core.types.meter import (
     UsageParser,
 )
 from km_core.types.problem import Problem, Severity
-from km_core.types.sandbox import SandboxRecord, SandboxState, deadline
+from km_core.types.sandbox import SandboxRecord, SandboxState, deadline, policy_at_end
 from km_core.types.sidecar import Sidecar
 from km_core.types.usage import Usage
 from km_core.types.verdict import Verdict
@@ -60,4 +60,5 @@ __all__ = [
     "is_alias",
     "is_sandbox_id",
     "new_sandbox_id",
+    "policy_at_end",
 ]
