@@ -195,7 +195,7 @@ REFUSED = [
     ({"spec.email": {"signing": "off"}}, "spec.email.signing", "km-mail"),
     ({"spec.email": {}}, "spec.email", "km-mail"),
     ({"spec.otp": {"secrets": ["/a/key"]}}, "spec.otp.secrets", "parameter store"),
-    ({"spec.cli": {"claudeArgs": ["--x"]}}, "spec.cli.claudeArgs", "agent runner"),
+    ({"spec.cli": {"claudeArgs": ["--x"]}}, "spec.cli.claudeArgs", "km agent run"),
     ({"spec.cli": {"notifyOnIdle": True}}, "spec.cli.notifyOnIdle", "notifier"),
     ({"spec.cli": {"notifyCooldownSeconds": 5}}, "spec.cli.notifyCooldownSeconds", "notifier"),
     (

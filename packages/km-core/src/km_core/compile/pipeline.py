@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from km_core.types import GroupResolution
 
 _NOT_INSTALLED = "not-installed"
+_UNCLAIMED = frozenset({"claim-missing", "claim-refused", "claim-none"})
 _NEVER_DROPPED = ("spec.network", "spec.sourceAccess", "spec.budget", "spec.email")
 
 
@@ -282,8 +283,7 @@ def _claim_problems(
         problems.append(loaded.placed(missing))
     problems += _unknown_groups(loaded, data, plugins)
     return problems + [
-        problem if problem.file else loaded.placed(problem)
-        for problem in plugins.validate(data, substrate)
+        problem if problem.file else loaded.placed(problem) for problem in plugins.validate(data, substrate)
     ]
 
 
@@ -362,7 +362,30 @@ def _refuse(problems: Sequence[Problem], file: str) -> None:
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
         count = f"{len(errors)} problem" + ("s" if len(errors) > 1 else "")
-        raise ProfileError(f"{file} has {count}; nothing was made", problems=errors)
+        # A built-in, or somebody else's profile, is not edited; a field that is no policy need not be.
+        fields = {_droppable(problem) for problem in errors}
+        hint = "" if "" in fields else "or add " + " ".join(f"--drop {field}" for field in sorted(fields))
+        raise ProfileError(f"{file} has {count}; nothing was made", problems=errors, hint=hint)
+
+
+def _droppable(problem: Problem) -> str:
+    """Return what to leave out so that nobody has to enforce the field; empty when that cannot be."""
+    from km_core.profile.kinds import Section, fields_of
+    from km_core.profile.model import SandboxProfile
+
+    found, path = "", ""
+    model: type = SandboxProfile
+    for key in problem.path.split(".") if problem.code in _UNCLAIMED else ():
+        info = fields_of(model).get(key)
+        if info is None:
+            return ""
+        path = f"{path}.{key}" if path else key
+        # What its section cannot be without takes the section along.
+        found = found if info.required else path
+        if not isinstance(info.kind, Section):
+            break
+        model = info.kind.model
+    return found if path == problem.path and found and not _kept(found) else ""
 
 
 def _overridden(data: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -399,8 +422,12 @@ def _dollars(text: str, option: str) -> float | int:
     return int(number) if number.is_integer() else number
 
 
+def _kept(field: str) -> bool:
+    return any(f"{field}.".startswith(f"{kept}.") or kept.startswith(f"{field}.") for kept in _NEVER_DROPPED)
+
+
 def _drop(data: dict[str, Any], field: str) -> None:
-    if any(f"{field}.".startswith(f"{kept}.") or kept.startswith(f"{field}.") for kept in _NEVER_DROPPED):
+    if _kept(field):
         raise UsageError(f"--drop {field}: this section is never dropped", hint="change the profile instead")
     *parents, last = field.split(".")
     node: Any = data

@@ -226,7 +226,7 @@ def _observability_claims() -> list[Claim]:
 
 def _absent_claims() -> list[Claim]:
     return [
-        *_missing("", "spec.agent", note="there is no agent runner"),
+        *_missing("", "spec.agent", note="`km agent run` does not act on it"),
         *_missing("", "spec.artifacts", note="nothing keeps files when a sandbox ends"),
         *_missing("km-mail", "spec.email"),
         *_missing("", "spec.otp", note="there is no parameter store"),
@@ -238,7 +238,7 @@ def _cli_claims() -> list[Claim]:
     base = "spec.cli"
     return [
         *_inert("the direct model API is what is used anyway", f"{base}.noBedrock"),
-        *_missing("", f"{base}.claudeArgs", f"{base}.codexArgs", off=_EMPTY, note="there is no agent runner"),
+        *_missing("", f"{base}.claudeArgs", f"{base}.codexArgs", off=_EMPTY, note="`km agent run` does not act on it"),
         *_missing(
             "",
             f"{base}.notifyOnPermission",
