@@ -5,6 +5,7 @@ from __future__ import annotations
 from km_core.types.agent import Agent, AgentRequest, AgentResult
 from km_core.types.check import CheckResult, DoctorCheck
 from km_core.types.claim import Answer, Claim
+from km_core.types.distribution import canonical_distribution
 from km_core.types.event import Delivery, Event
 from km_core.types.group import EgressGroup, GroupResolution
 from km_core.types.ids import is_alias, is_sandbox_id, new_sandbox_id
@@ -56,6 +57,7 @@ __all__ = [
     "Usage",
     "UsageParser",
     "Verdict",
+    "canonical_distribution",
     "deadline",
     "is_alias",
     "is_sandbox_id",
