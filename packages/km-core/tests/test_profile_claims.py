@@ -107,7 +107,7 @@ ENFORCED = {
     "spec.budget": {"ai": {"maxSpendUSD": 1}, "warningThreshold": 0.5},
     "spec.sourceAccess.mode": "none",
     "spec.sourceAccess.github": {"allowedRepos": [], "allowedRefs": []},
-    "spec.observability": {"commandLog": {"destination": "stdout"}, "networkLog": {"destination": "stdout"}},
+    "spec.observability": {"networkLog": {"destination": "stdout"}},
 }
 INERT = {
     "spec.runtime.spot": True,
@@ -165,9 +165,9 @@ REFUSED = [
         "collector",
     ),
     (
-        {"spec.observability": {"commandLog": {"destination": "cloudwatch"}}},
+        {"spec.observability": {"commandLog": {"destination": "stdout"}}},
         "spec.observability.commandLog.destination",
-        "km-aws",
+        "not recorded",
     ),
     (
         {"spec.observability": {"networkLog": {"destination": "s3"}}},
