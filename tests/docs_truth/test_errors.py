@@ -14,6 +14,13 @@ RAISERS = re.compile(r"(Error|Denied|Exceeded|Problem|Defect|add)$")
 def codes_in(tree: ast.AST) -> set[str]:
     """Error codes: class attributes of errors, and ``code=`` given to errors and findings."""
     found = set()
+    named = {
+        target.id: node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             for item in node.body:
@@ -24,12 +31,12 @@ def codes_in(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             for keyword in node.keywords:
-                if (
-                    keyword.arg == "code"
-                    and RAISERS.search(called)
-                    and isinstance(keyword.value, ast.Constant)
-                ):
-                    found.add(str(keyword.value.value))
+                if keyword.arg == "code" and RAISERS.search(called):
+                    value = keyword.value
+                    if isinstance(value, ast.Constant):
+                        found.add(str(value.value))
+                    elif isinstance(value, ast.Name):
+                        found.add(str(named.get(value.id, "")))
     return {code for code in found if CODE.fullmatch(code)}
 
 

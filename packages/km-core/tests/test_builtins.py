@@ -244,6 +244,19 @@ def test_every_command_that_takes_a_file_takes_a_built_in(tmp_path):
     assert "No such" not in same.stderr
 
 
+def test_what_nobody_enforces_and_is_no_policy_can_be_left_out_as_the_hint_says(tmp_path):
+    refused = km("create", "sealed", "--substrate", "local", "--dry-run", home=tmp_path)
+    assert refused.returncode == 1
+    hint = refused.stderr.splitlines()[-1]
+    assert hint.startswith("  hint: or add --drop spec.agent ")
+    options = hint.partition("or add ")[2].removesuffix("   [profile]").split()
+
+    done = km("create", "sealed", "--substrate", "local", "--dry-run", *options, home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Where policy is among what is refused, leaving the rest out would not help.
+    assert "--drop" not in km("create", "learn", "--substrate", "local", "--dry-run", home=tmp_path).stderr
+
+
 def test_create_of_a_built_in_whose_substrate_is_missing_says_in_one_line_what_to_install(tmp_path):
     for command in (["create", "hardened", "--dry-run"], ["compile", "hardened"]):
         done = km(*command, home=tmp_path)
@@ -270,7 +283,7 @@ def test_with_km_core_alone_a_plan_is_refused_in_one_line_that_says_what_to_inst
     assert [(p.message, p.hint) for p in caught.value.problems if p.severity is Severity.ERROR] == [
         (
             "nothing installed can run a profile on local",
-            "install km-substrate-local and km-net-proxy",
+            "install km-substrate-local, km-net-proxy and km-embedded",
         )
     ]
 
@@ -285,7 +298,7 @@ def test_with_km_core_alone_a_plan_can_be_reviewed_and_says_what_it_needs(tmp_pa
     config = load_config({"KM_HOME": str(tmp_path)})
     compiled = plan_from_file(sample, config, manager_with(), Overrides(), for_review=True)
 
-    assert [p.hint for p in compiled.unmet] == ["install km-substrate-local and km-net-proxy"]
+    assert [p.hint for p in compiled.unmet] == ["install km-substrate-local, km-net-proxy and km-embedded"]
     assert compiled.plan.requirements == (f"km-core=={__version__}", "km-net-proxy", "km-substrate-local")
     with pytest.raises(ProfileError, match="sealed has"):
         plan_from_file("sealed", config, manager_with(), Overrides(substrate="local"), for_review=True)

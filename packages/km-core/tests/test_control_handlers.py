@@ -14,12 +14,11 @@ from km_core.handlers.lifetime import (
     deadline,
     due_warning,
     expiry,
-    policy_at_end,
     rearmed,
     suspended,
 )
 from km_core.handlers.states import event_kind, may_change, may_report
-from km_core.types import SandboxRecord, SandboxState
+from km_core.types import SandboxRecord, SandboxState, policy_at_end
 
 NOW = 1_000_000.0
 times = st.one_of(st.just(0.0), st.floats(NOW - 5000, NOW + 5000))

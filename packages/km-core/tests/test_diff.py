@@ -224,6 +224,10 @@ def test_groups_are_shown_with_what_they_resolved_to():
     assert ["@g resolves to b.test:443 (a file), before to a.test:443 (a file)"] == texts(
         found.other, "group"
     )
+    found = diff_plans(plan(), with_group("b.test:443"))
+    assert ["@g is new and resolves to b.test:443 (a file)"] == texts(found.other, "group")
+    found = diff_plans(with_group("b.test:443"), plan())
+    assert ["@g is gone; it was b.test:443 (a file)"] == texts(found.other, "group")
 
 
 def test_a_private_mirror_is_an_address_for_one_name():

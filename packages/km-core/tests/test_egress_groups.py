@@ -27,11 +27,12 @@ from km_core.compile.groups import (
 )
 from km_core.compile.groups.debian import source_uris
 from km_core.compile.groups.mirrors import Mirrors, host_entry
-from km_core.compile.pipeline import Overrides, egress_rules, plan_from_file
+from km_core.compile.pipeline import Overrides, check_file, egress_rules, plan_from_file
 from km_core.config import load_config
 from km_core.errors import PlanError, PluginError
 from km_core.plugins import PluginInfo, PluginRegistry, new_manager
 from km_core.policy import NetworkPolicy, explain_egress
+from km_core.testing.pm import manager_with
 from km_core.types import EgressGroup, GroupResolution
 
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
@@ -401,6 +402,24 @@ def test_a_group_that_nothing_offers_names_those_that_are(tmp_path):
         resolve_groups(["@nobody"], core_groups())
 
     assert "@npm-packages" in caught.value.hint
+    with pytest.raises(PlanError, match="@npm-package ") as caught:
+        resolve_groups(["@npm-package "], core_groups())
+    assert caught.value.hint == "did you mean @npm-packages?"
+
+
+def test_checking_for_a_substrate_finds_a_misspelt_group_and_its_place(tmp_path):
+    text = (Path(__file__).parent / "data_quickstart.yaml").read_text()
+    head, _, rest = text.partition("allowedHosts: [")
+    profile = tmp_path / "slip.yaml"
+    profile.write_text(f'{head}allowedHosts: ["@python-package", {rest}')
+    config = load_config({"KM_HOME": str(tmp_path)})
+
+    problems, _ = check_file(profile, config, manager_with(), substrate="local")
+
+    (found,) = [problem for problem in problems if problem.code == "group-unknown"]
+    assert found.path == "spec.network.egress.allowedHosts[0]"
+    assert (found.line, found.hint) == (head.count("\n") + 1, "did you mean @python-packages?")
+    assert not any(p.code == "group-unknown" for p in check_file(profile, config, manager_with())[0])
 
 
 @pytest.mark.parametrize(
@@ -522,6 +541,13 @@ def test_a_group_does_not_replace_a_variable_that_something_else_sets(tmp_path):
 def test_a_url_that_clients_may_read_otherwise_is_refused(url):
     with pytest.raises(PlanError):
         npm(registry=url)
+
+
+def test_more_mirrors_than_anybody_configures_are_refused_before_they_are_looked_up(monkeypatch):
+    monkeypatch.setattr(mirrors.socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+
+    with pytest.raises(PlanError, match="more than 64"):
+        apt(*(f"https://m{index}.invalid/debian" for index in range(65)))
 
 
 def test_a_plugins_answer_for_another_group_is_refused():

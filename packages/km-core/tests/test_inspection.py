@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from km_core.cli.main import main
 from km_core.inspection.inspect import core_range
+from km_core.testing.pm import manager_with
 
 KM = (sys.executable, "-m", "km_core.cli.main")
 GOOD = """
@@ -60,7 +62,7 @@ class Planted:
             (package / "py.typed").touch()
         dist = dist or f"km-{name}"
         info = self.site / f"{dist.replace('-', '_')}-4.5.dist-info"
-        info.mkdir()
+        info.mkdir(exist_ok=True)
         lines = [
             "Metadata-Version: 2.4",
             f"Name: {dist}",
@@ -154,6 +156,19 @@ def test_a_planted_defect_is_found_and_named(planted, source, check, message):
     assert message in wrong.get(check, ""), wrong
 
 
+def test_what_raises_is_placed_and_no_hint_leads_back_to_the_check(planted):
+    planted.plant(GOOD.replace("    return [", "    import json; json.loads('{')\n    return ["))
+    done = planted.km("plugins", "check", "planted")
+    assert "error: planted (km-planted): answer: km_sidecars failed: JSONDecodeError" in done.stdout
+    assert "  hint: raised in " in done.stdout
+    assert "planted_plugin/__init__.py, line 8\n" in done.stdout
+
+    planted.plant(GOOD.replace("[Sidecar", "5 or [Sidecar"), dist="km-planted")
+    done = planted.km("plugins", "check", "planted")
+    assert "where an iterable is expected" in done.stdout
+    assert "km plugins check" not in done.stdout
+
+
 def test_defects_of_the_metadata_are_found(planted):
     planted.plant(GOOD, requires="", licence="", typed=False)
 
@@ -169,6 +184,8 @@ def test_a_name_and_an_offer_that_another_distribution_has_are_found(planted):
 
     code, wrong = planted.check("second")
     assert (1, True) == (code, "already offered by plugin planted (km-planted 4.5)" in wrong["unique"])
+    # Of the first of the two it names the other, not itself alone.
+    assert "plugin second (km-second 4.5): " in planted.check("planted")[1]["unique"]
     planted.plant(GOOD, dist="km-rival")
     code, wrong = planted.check("planted")
     assert (1, True) == (code, "registers the name planted too" in wrong["entry-point"])
@@ -267,3 +284,17 @@ def test_the_range_of_km_core_is_read_as_installers_read_it(requires, problem):
     assert problem in found
     assert bool(found) == bool(problem)
     assert hint == ('write "km-core>=0.1,<0.2"' if problem else "")
+
+
+def test_with_nothing_installed_there_is_nothing_to_check_and_no_claim_that_all_is_well(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("KM_HOME", str(tmp_path))
+    monkeypatch.setattr("km_core.inspection.find_subjects", lambda what: ())
+    monkeypatch.setattr("km_core.plugins.load_plugins", manager_with)
+
+    assert 0 == main(["plugins", "check"])
+    assert ("", "No plugins are installed.\n") == capsys.readouterr()
+    assert 0 == main(["doctor"])
+    captured = capsys.readouterr()
+    assert ("", True) == (captured.out, captured.err.startswith("Nothing to check: no installed plugin"))

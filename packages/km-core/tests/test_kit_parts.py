@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from km_core.testing.pm import manager_with
 from km_core.testing.probes import impure, sealed, short_directory, unreachable
 from km_core.testing.sidecar import SidecarContract
 from km_core.testing.substrate import SubstrateContract
+from km_core.types import Event
 
 CONTRACTS = (
     SubstrateContract,
@@ -51,6 +53,57 @@ def promises(contract):
         for name, member in inspect.getmembers(contract, inspect.isfunction)
         if (match := re.match(r"test_([a-z]\d+)_", name))
     }
+
+
+def test_a_notifiers_test_that_gives_back_no_events_is_told_what_to_give():
+    event = Event("created", "sb-0000000a", "2026-01-02T03:04:05Z")
+
+    assert NotifierContract().matches(event, event)
+    with pytest.raises(pytest.fail.Exception, match="gave a dict where an Event is expected"):
+        NotifierContract().matches(event, json.loads(event.to_json()))
+
+
+EXTRAS = """
+from km_core import hookimpl
+from km_core.control.steps import LifecycleStep
+from km_core.types import EgressGroup, GroupResolution, InsideResponse
+KM_PLUGIN_API = 1
+
+@hookimpl
+def km_egress_groups():
+    return [EgressGroup("@our-mirror", "ours", lambda: GroupResolution("@our-mirror", ("mirror.example:443",)))]
+
+@hookimpl
+def km_lifecycle_steps(plan):
+    def leave(context):
+        (context.state_dir / "card").write_text(context.control.call("ping")["version"])
+    def take(context):
+        (context.state_dir / "card").unlink(missing_ok=True)
+    return [LifecycleStep("card", "prepared", leave, take)]
+
+def answer(request, relay):
+    return InsideResponse({"spent_usd": relay("budget.get")["ai"]["spent_nusd"] / 1e9})
+"""
+
+
+def test_the_guides_tests_of_what_has_no_contract_pass_on_a_plugin_of_that_kind(tmp_path):
+    section = GUIDE.read_text(encoding="utf-8").partition("## What has no contract")[2]
+    package = tmp_path / "km_extras"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "plugin.py").write_text(EXTRAS)
+    (package / "service.py").write_text("from km_extras.plugin import answer as answer\n")
+    (tmp_path / "test_extras.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_extras.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "3 passed" in done.stdout, done.stdout
 
 
 def test_the_runner_tells_what_a_command_came_to(runner):

@@ -590,7 +590,7 @@ def test_a_mode_that_nothing_installed_enforces_is_refused_by_name(tmp_path, mon
     text = Path(__file__).with_name("data_quickstart.yaml")
     problems, _ = check_file(text, load_config({"KM_HOME": str(tmp_path)}), registry(), substrate="local")
 
-    assert "install km-substrate-local and km-net-proxy" in [
+    assert "install km-substrate-local, km-net-proxy and km-embedded" in [
         p.hint for p in problems if p.path == "spec.runtime.substrate"
     ]
 

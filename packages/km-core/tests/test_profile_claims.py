@@ -107,7 +107,7 @@ ENFORCED = {
     "spec.budget": {"ai": {"maxSpendUSD": 1}, "warningThreshold": 0.5},
     "spec.sourceAccess.mode": "allowlist",
     "spec.sourceAccess.github": {"allowedRepos": ["o/n"], "allowedRefs": ["main"]},
-    "spec.observability": {"commandLog": {"destination": "stdout"}, "networkLog": {"destination": "stdout"}},
+    "spec.observability": {"networkLog": {"destination": "stdout"}},
 }
 INERT = {
     "spec.runtime.spot": True,
@@ -159,9 +159,9 @@ REFUSED = [
         "collector",
     ),
     (
-        {"spec.observability": {"commandLog": {"destination": "cloudwatch"}}},
+        {"spec.observability": {"commandLog": {"destination": "stdout"}}},
         "spec.observability.commandLog.destination",
-        "km-aws",
+        "not recorded",
     ),
     (
         {"spec.observability": {"networkLog": {"destination": "s3"}}},
@@ -189,7 +189,7 @@ REFUSED = [
     ({"spec.email": {"signing": "off"}}, "spec.email.signing", "km-mail"),
     ({"spec.email": {}}, "spec.email", "km-mail"),
     ({"spec.otp": {"secrets": ["/a/key"]}}, "spec.otp.secrets", "parameter store"),
-    ({"spec.cli": {"claudeArgs": ["--x"]}}, "spec.cli.claudeArgs", "agent runner"),
+    ({"spec.cli": {"claudeArgs": ["--x"]}}, "spec.cli.claudeArgs", "km agent run"),
     ({"spec.cli": {"notifyOnIdle": True}}, "spec.cli.notifyOnIdle", "notifier"),
     ({"spec.cli": {"notifyCooldownSeconds": 5}}, "spec.cli.notifyCooldownSeconds", "notifier"),
     (

@@ -812,7 +812,7 @@ def test_a_plugin_section_is_checked_as_strictly_and_built_as_its_own_model():
 
     assert good.profile.spec.plugins["gpu"] == Gpu(model="l4", shared=False)
     assert "spec.gpu.model" in good.written
-    assert {p.path for p in bad.problems} == {"spec.gpu.modle", "spec.gpu.shared", "spec.gpu.model"}
+    assert {p.path for p in bad.problems} == {"spec.gpu.modle", "spec.gpu.shared"}
     assert [p.path for p in unknown.problems] == ["spec.gpu"]
 
 
@@ -834,3 +834,18 @@ def test_edit_distance_counts_slips_of_the_finger():
     assert edit_distance("", "ab", 2) == 2
     assert nearest("ec3", list(SUBSTRATES)) in {"ec2", "ecs"}
     assert nearest("kubernetes", list(SUBSTRATES)) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "paths"),
+    [
+        ("netwrok", {"spec.netwrok"}),
+        ("somethingElse", {"spec.somethingElse", "spec.network"}),
+        ("allowedHosts", {"spec.allowedHosts", "spec.network"}),
+    ],
+)
+def test_a_required_key_that_is_misspelt_is_one_defect(wrong, paths):
+    network = BASE["spec"]["network"]
+    _, found = load({"spec.network": ABSENT, f"spec.{wrong}": network})
+
+    assert {problem.path for problem in errors(found)} == paths

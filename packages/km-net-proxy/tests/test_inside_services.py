@@ -180,17 +180,20 @@ def test_a_service_that_hangs_is_503_keeps_its_place_and_cannot_relay_any_more(s
             assert {503} == {status for status, *_ in answers}
             status, _, data, _, writer = await ask(rig, get("/hang"))
             assert (503, True) == (status, "too many" in data["message"])
-            # The gate's own service does not wait for them.
+            # Neither another plugin's service nor the gate's own waits for them.
+            status, *_, fine = await ask(rig, get("/fine"))
+            assert 200 == status
+            fine.close()
             status, *_, own = await ask(rig, get("/budget"))
             assert 200 == status
             for item in (writer, own, *(entry[-1] for entry in answers)):
                 item.close()
         finally:
             release.set()
-        await until(lambda: not added._running)
+        await until(lambda: not added._running.total())
         assert ["control-unavailable"] * MAX_RUNNING == after
 
-    serving(services(hang=hang), scenario)
+    serving(services(hang=hang, fine=lambda request, relay: InsideResponse({})), scenario)
 
 
 def test_a_relay_carries_out_what_the_sandbox_may_and_nothing_of_the_gates(services):
@@ -213,6 +216,55 @@ def test_a_relay_carries_out_what_the_sandbox_may_and_nothing_of_the_gates(servi
         writer.close()
 
     serving(services(tell=tell), scenario)
+
+
+@pytest.mark.parametrize("kind", ["enforcement_lost", "budget_exhausted", "gate_restarted", "failed"])
+def test_what_comes_from_inside_cannot_pass_for_an_event_of_the_platform(services, kind):
+    def forge(request, relay):
+        try:
+            relay("event", kind=kind, detail={})
+        except KmError as error:
+            return InsideResponse({"code": error.code})
+        return InsideResponse({"code": "done"})
+
+    async def scenario(rig):
+        _, _, data, _, writer = await ask(rig, get("/forge"))
+        assert "guard" == data["code"]
+        assert "event" not in {op for op, _ in rig.kmd.calls}
+        writer.close()
+
+    serving(services(forge=forge), scenario)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '{"a": NaN}',
+        '{"a": Infinity}',
+        '{"a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"a": "' + "x" * 70_000 + '"}',
+    ],
+    ids=["NaN", "infinity", "deep", "long"],
+)
+def test_what_a_service_relays_cannot_break_the_gates_own_connection(services, hostile):
+    def w_pass_on(request, relay):
+        try:
+            relay("event", kind="said", detail=json.loads(request.body))
+        except KmError as error:
+            return InsideResponse({"code": error.code}, status=400)
+        return InsideResponse({})
+
+    async def scenario(rig):
+        reader = writer = None
+        for body, wanted in ((hostile, 400), ('{"a": [1]}', 200)):
+            text = get("/pass-on", "POST", f"Content-Length: {len(body)}\r\n") + body
+            status, _, data, reader, writer = await ask(rig, text, reader=reader, writer=writer)
+            assert (wanted, "usage" if wanted == 400 else None) == (status, data.get("code"))
+        writer.close()
+        assert 1 == len([op for op, _ in rig.kmd.calls if op == "hello"])
+        assert [{"kind": "said", "detail": {"a": [1]}}] == [a for op, a in rig.kmd.calls if op == "event"]
+
+    serving(services(w_pass_on=w_pass_on), scenario)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

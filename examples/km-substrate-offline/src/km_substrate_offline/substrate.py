@@ -106,6 +106,9 @@ class OfflineSubstrate:
         self._kill(box)
         for name in (STATE, LOCK, EXEC_LOCK):
             (box.runtime_dir / name).unlink(missing_ok=True)
+        # A create that was killed while it wrote its state leaves the file under its temporary name.
+        for half in box.runtime_dir.glob(f".{STATE}.*"):
+            half.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             box.runtime_dir.rmdir()
 

@@ -67,7 +67,7 @@ def known_keys() -> tuple[str, ...]:
 
 @frozen
 class Upstream:
-    """A stand-in for a host: dial *url* and trust *ca_file* there (DESIGN section 9)."""
+    """A stand-in for a host: dial *url* and trust *ca_file* there."""
 
     url: str
     ca_file: str = ""

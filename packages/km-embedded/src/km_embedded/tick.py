@@ -13,9 +13,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.errors import KmError
-from km_core.handlers.lifetime import due_warning, expiry, policy_at_end
+from km_core.handlers.lifetime import due_warning, expiry
 from km_core.lifecycle.create import creator_lives
-from km_core.types import SandboxState, deadline
+from km_core.types import SandboxState, deadline, policy_at_end
 from km_embedded.liveness import boot_id, pod_alive
 
 if TYPE_CHECKING:

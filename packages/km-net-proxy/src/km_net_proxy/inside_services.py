@@ -3,7 +3,7 @@ Services that plugins add to the inside API, ``http://km.internal/NAME``.
 
 What a service is asked comes from inside the sandbox; what it may do is what its `Relay` does, for this
 sandbox alone.  A service that raises, hangs, or answers with something else is 503 for that request and
-never harms the gate: each call runs in a thread of its own and few run at a time.
+never harms the gate or another service: each call runs in a thread of its own, few of a service at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from attrs import define, frozen
 
-from km_core.errors import ControlUnavailableError, GuardError
+from km_core.errors import ControlUnavailableError, GuardError, UsageError
 from km_core.types import InsideRequest, InsideResponse
-from km_core.types.inside import RELAYED
+from km_core.types.inside import PLATFORM_EVENTS, RELAYED
 from km_net_proxy.http.connections import IDLE_TIMEOUT_S
 from km_net_proxy.http.exchange import UpstreamLostError, body_of
 from km_net_proxy.http.head import HeadError
@@ -42,7 +43,11 @@ MAX_BODY = 1024 * 1024
 """Longest body of a request and of an answer, in bytes."""
 TIMEOUT_S = 10.0
 MAX_RUNNING = 8
-"""Calls at a time; one that hangs keeps its place until it ends."""
+"""Calls of one service at a time; one that hangs keeps its place until it ends, and takes none of the others'."""
+MAX_RELAYED = 64 * 1024
+"""Longest arguments of a relayed operation, in bytes on the wire."""
+MAX_DEPTH = 16
+"""Deepest nesting of them."""
 
 _LOG = structlog.get_logger("km.gate.inside")
 _BODILESS = frozenset({204, 205, 304})
@@ -87,7 +92,7 @@ class InsideServices:
         self._sandbox_id = sandbox_id
         self._timeout_s = timeout_s
         self._targets: dict[str, Callable[..., Any]] = {}
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
     @property
     def summaries(self) -> dict[str, str]:
@@ -112,7 +117,7 @@ class InsideServices:
             sandbox_id=self._sandbox_id,
             headers=dict(headers),
         )
-        if self._running >= MAX_RUNNING:
+        if self._running[service.name] >= MAX_RUNNING:
             return _unavailable(service, "too many requests are being answered")
         call = _Call()
         try:
@@ -135,6 +140,9 @@ class InsideServices:
         def relay(op: str, /, **args: Any) -> Any:
             if op not in RELAYED:
                 raise GuardError("an inside service cannot ask for this", where=op)
+            if op == "event" and args.get("kind") in PLATFORM_EVENTS:
+                raise GuardError("this event is the platform's own", where=op)
+            _check_relayed(op, args)
             if call.abandoned:
                 raise ControlUnavailableError("the request has been given up", where=op)
             asked = asyncio.run_coroutine_threadsafe(_ask(self._control, op, args), loop)
@@ -145,7 +153,7 @@ class InsideServices:
                 raise ControlUnavailableError("the control plane does not answer", where=op) from None
 
         def done(answer: Answer | None, error: BaseException | None) -> None:
-            self._running -= 1
+            self._running[service.name] -= 1
             if future.done():
                 return
             if answer is not None:
@@ -165,7 +173,7 @@ class InsideServices:
 
         threading.Thread(target=run, name=f"inside {service.name}", daemon=True).start()
         # After it: what could not be started holds no place, and *done* comes through this loop.
-        self._running += 1
+        self._running[service.name] += 1
         return future
 
     def _target(self, service: InsideService) -> Callable[..., Any]:
@@ -208,6 +216,31 @@ async def read_body(client: Stream, connection: Connection, request: RequestHead
 
 async def _ask(control: Control, op: str, args: dict[str, Any]) -> Any:
     return await control.call(op, **args)
+
+
+def _check_relayed(op: str, args: dict[str, Any]) -> None:
+    """
+    Refuse arguments that the control plane would not read.
+
+    The connection is the gate's own, for leases and the ledger too, and a line that is too long, too deep
+    or no JSON (RFC 8259 has no NaN) ends it.
+    """
+    if _too_deep(args, MAX_DEPTH):
+        raise UsageError(f"what is relayed is nested deeper than {MAX_DEPTH} levels", where=op)
+    try:
+        size = len(json.dumps(args, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError("what is relayed is not plain JSON data", where=op) from error
+    if size > MAX_RELAYED:
+        raise UsageError(f"what is relayed is longer than {MAX_RELAYED} bytes", where=op)
+
+
+def _too_deep(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        return not levels or any(_too_deep(item, levels - 1) for item in value.values())
+    if isinstance(value, list | tuple):
+        return not levels or any(_too_deep(item, levels - 1) for item in value)
+    return False
 
 
 def _encoded(answer: Any) -> Answer:

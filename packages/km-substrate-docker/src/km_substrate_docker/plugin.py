@@ -8,10 +8,11 @@ from km_core import hookimpl
 from km_core.types import DoctorCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from km_core.control.substrate import Substrate
-    from km_core.types import CheckResult
+    from km_core.types import CheckResult, Problem
 
 KM_PLUGIN_API = 1
 
@@ -22,6 +23,16 @@ def km_substrates() -> Iterable[Substrate]:
     from km_substrate_docker.substrate import DockerSubstrate
 
     return [DockerSubstrate()]
+
+
+@hookimpl
+def km_validate_profile(profile: Mapping[str, Any], substrate: str) -> Iterable[Problem]:
+    """Refuse a working directory that is the system's."""
+    if substrate != "docker":
+        return []
+    from km_substrate_docker.places import directory_problems
+
+    return list(directory_problems(profile))
 
 
 @hookimpl

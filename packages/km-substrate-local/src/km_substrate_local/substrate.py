@@ -29,6 +29,7 @@ from km_host.pod_client import (
 )
 from km_host.processes import environment_of, own_processes
 from km_substrate_local import limits, rootfs
+from km_substrate_local.places import directory_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +170,7 @@ def _problems(plan: SandboxPlan, config: Config) -> Iterator[Problem]:
     shell = Path(plan.workload.shell)
     if not any(shell.is_relative_to(place) for place in ("/bin", "/usr")) or not shell.exists():
         yield Problem("spec.execution.shell", f"the host has no {shell} to show inside", hint="use /bin/bash")
+    yield from directory_problems(plan.workload.working_dir, [str(path) for path in config.read_only_paths])
     for path in config.read_only_paths:
         why = rootfs.read_only_problem(path, config)
         if why:

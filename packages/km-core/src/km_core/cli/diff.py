@@ -26,23 +26,26 @@ def diff(
     """
     Say what the second profile loosens and tightens compared with the first.
 
-    The compiled plans are compared, so parents, defaults and groups count.  What decides over access,
-    money and time comes first.  A FILE may be the name of a built-in profile.
+    The compiled plans are compared, so parents, defaults and groups count, and fields that no plan carries
+    as they are written.  What decides over access, money and time comes first.  A FILE may be the name of a
+    built-in profile.
     """
     from km_core.compile.diff import diff_plans
+    from km_core.compile.diff_fields import with_fields
     from km_core.compile.pipeline import Overrides, plan_from_file
     from km_core.config import load_config
     from km_core.plugins import load_plugins
 
     config, plugins = load_config(), load_plugins()
-    plans = []
+    read = []
     for file in (before, after):
         compiled = plan_from_file(file, config, plugins, Overrides(substrate=substrate), for_reading=True)
         _remark(file, compiled)
-        plans.append(compiled.plan)
-    found = diff_plans(
-        *plans, metered_hosts=[host for meter in plugins.meters().values() for host in meter.hosts]
-    )
+        read.append(compiled)
+    metered = [host for meter in plugins.meters().values() for host in meter.hosts]
+    first, second = read
+    found = diff_plans(first.plan, second.plan, metered_hosts=metered)
+    found = with_fields(found, first.data, second.data, inert=second.plan.inert)
     if as_json:
         emit_json(found.to_dict())
     elif not found:

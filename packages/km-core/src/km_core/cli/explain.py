@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from km_core.cli.explain_at import at
-from km_core.cli.output import emit_json, paint, printable
+from km_core.cli.output import emit_json, note, paint, printable
 from km_core.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -91,15 +91,15 @@ def git(file: str, operation: str, repo: str, ref: str | None, as_json: bool) ->
 
 
 @explain.command(
-    epilog="Example: km explain usage --host api.anthropic.com --path /v1/messages --response r.json"
+    epilog="Example: km explain usage --host api.anthropic.com --path /v1/messages --request q.json --response r.json"
 )
 @click.option("--host", required=True, help="Host that answered.")
 @click.option("--path", "target", required=True, help="Path that was asked for.")
 @click.option("--status", default=200, show_default=True, help="Status of the answer.")
 @click.option("--header", "headers", multiple=True, metavar="K: V", help="A header of the answer.")
-@click.option("--request", "request_file", type=_FILE, help="Body of the request.")
+@click.option("--request", "request_file", type=_FILE, help="Body of the request, which names the model.")
 @click.option("--response", "response_file", type=_FILE, required=True, help="Body of the answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (the default form).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def usage(
     host: str,
     target: str,
@@ -153,8 +153,19 @@ def usage(
     if as_json:
         emit_json(data)
         return
+    if priced.rate_source == "fallback":
+        # An answer need not name the model, so without the request there may be nothing to look up.
+        known = (
+            "no price of the model is known"
+            if request_file
+            else "the request, which names the model, is not given"
+        )
+        note(
+            f"warning: {known}, so the dearest known rate counts"
+            + ("" if request_file else ": add --request")
+        )
     click.echo(
-        f"{seen.provider} {seen.model}: {seen.input_tokens} in, {seen.output_tokens} out, "
+        f"{seen.provider} {seen.model or '(unknown model)'}: {seen.input_tokens} in, {seen.output_tokens} out, "
         f"{seen.cache_read_tokens} cache read, {seen.cache_write_tokens} cache write: "
         f"{format_usd(priced.cost_nusd)} ({priced.rate_source})"
     )

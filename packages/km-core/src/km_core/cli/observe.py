@@ -154,11 +154,17 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         emit_json([{"name": n, "status": s, "message": m, "remediation": r} for n, s, m, r in results])
     else:
         signs = {"OK": "✓", "WARN": "⚠", "ERROR": "✗", "SKIPPED": "-"}
-        table(
-            ["", "CHECK", "RESULT"],
-            [[signs.get(s, "?"), n, m + (f" -> {r}" if r else "")] for n, s, m, r in results],
-        )
-        note(f"{sum(s == 'OK' for _, s, _, _ in results)} checks passed")
+        if results:
+            table(
+                ["", "CHECK", "RESULT"],
+                [[signs.get(s, "?"), n, m + (f" -> {r}" if r else "")] for n, s, m, r in results],
+            )
+        if results:
+            note(f"{sum(s == 'OK' for _, s, _, _ in results)} checks passed")
+        else:
+            note(
+                "Nothing to check: no installed plugin has health checks; install a substrate (km-substrate-local)"
+            )
     if any(status == "ERROR" for _, status, _, _ in results):
         ctx.exit(1)
 

@@ -98,7 +98,8 @@ def check(ctx: click.Context, what: str | None, as_json: bool, show_all: bool) -
 
     NAME is an installed plugin, PATH a source tree with a pyproject.toml; without either every installed
     plugin is checked: metadata, API number, hooks and their arguments, what they return, that they give
-    the same again, print nothing and are quick to import.  Each plugin runs in a process of its own.
+    the same again, print nothing and are quick to import.  Each plugin runs in a process of its own, so
+    that it cannot end km, but with your rights: read a plugin that you do not trust before you check it.
     """
     from km_core.inspection import find_subjects, inspect_plugins
 
@@ -109,11 +110,16 @@ def check(ctx: click.Context, what: str | None, as_json: bool, show_all: bool) -
         emit_json({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
     else:
         shown = [finding for finding in findings if show_all or finding.status in {"error", "warning"}]
+        whose = {subject.name: subject.distribution for subject in subjects}
         for finding in shown:
-            text = f"{finding.status}: {finding.plugin}: {finding.check}: {finding.message}"
+            of = f" ({whose[finding.plugin]})" if whose.get(finding.plugin) else ""
+            text = f"{finding.status}: {finding.plugin}{of}: {finding.check}: {finding.message}"
             click.echo(printable(text))
             if finding.hint:
                 click.echo(printable(f"  hint: {finding.hint}"))
+        if not subjects:
+            note("No plugins are installed.")
+            return
         names = {subject.name for subject in subjects}
         bad = {finding.plugin for finding in findings if finding.status == "error"}
         count = f"{len(names)} plugin" + ("" if len(names) == 1 else "s")

@@ -152,13 +152,22 @@ class Shape:
             self._check_value(kind.value, value, place, report)
 
     def _unknown_hint(self, key: str, known: tuple[str, ...]) -> str:
-        homes = [f"{path}.{key}" if path else key for path in self._homes(SandboxProfile, "", key)]
-        if 0 < len(homes) <= _FEW:
+        homes = self._belongs(key)
+        if homes:
             return "it belongs to " + " or ".join(homes)
-        near = nearest(key, known)
+        near = self._meant(key, known)
         if near:
             return f"did you mean {near}?"
         return "known keys: " + ", ".join(sorted(known))
+
+    def _meant(self, key: str, known: tuple[str, ...]) -> str:
+        """Return the known key that an unknown one is a misspelling of, or an empty text."""
+        return "" if self._belongs(key) else nearest(key, known)
+
+    def _belongs(self, key: str) -> list[str]:
+        """Return the paths of a key that stands in the wrong place; empty when they are too many."""
+        homes = [f"{path}.{key}" if path else key for path in self._homes(SandboxProfile, "", key)]
+        return homes if len(homes) <= _FEW else []
 
     def _homes(self, model: type, path: str, key: str) -> Iterator[str]:
         for name, info in self.fields(model).items():
@@ -168,17 +177,28 @@ class Shape:
                 yield from self._homes(info.kind.model, f"{path}.{name}" if path else name, key)
 
     def require(self, data: Mapping[str, Any], report: Report) -> None:
-        """Report every required field that the merged document lacks, at the path it would have."""
+        """
+        Report every required field that the merged document lacks, at the path it would have.
+
+        One that stands there misspelt is one defect, and told already.
+        """
         self._require(SandboxProfile, data, "", report)
 
     def _require(self, model: type, data: Mapping[str, Any], path: str, report: Report) -> None:
-        for key, info in self.fields(model).items():
+        known = self.fields(model)
+        misspelt = self._misspelt(data, known)
+        for key, info in known.items():
             below = f"{path}.{key}" if path else key
             if key not in data:
-                if info.required:
+                if info.required and key not in misspelt:
                     report.add(below, "is required", info.doc, code="profile-missing")
             elif isinstance(info.kind, Section) and isinstance(data[key], dict):
                 self._require(info.kind.model, data[key], below, report)
+
+    def _misspelt(self, data: Mapping[str, Any], known: Mapping[str, FieldInfo]) -> set[str]:
+        """Return the keys that unknown ones in *data* were suggested to be."""
+        unknown = [key for key in data if key not in known][:_MANY]
+        return {self._meant(key, tuple(known)) for key in unknown} - {""}
 
     def fill(self, data: Mapping[str, Any], substrate: str) -> dict[str, Any]:
         """

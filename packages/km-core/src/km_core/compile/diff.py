@@ -225,6 +225,13 @@ def _rest(before: SandboxPlan, after: SandboxPlan) -> Iterator[tuple[str, Change
             yield OTHER, Change("plan", name, text, sorted(first), sorted(second))
 
 
+def _moved(name: str, before: str, after: str) -> str:
+    """Say what became of a group; an empty text stands for one that the profile does not name."""
+    if not before:
+        return f"{name} is new and resolves to {after}"
+    return f"{name} resolves to {after}, before to {before}" if after else f"{name} is gone; it was {before}"
+
+
 def _groups(before: SandboxPlan, after: SandboxPlan) -> Iterator[Change]:
     old = {group.name: group for group in before.network.groups}
     new = {group.name: group for group in after.network.groups}
@@ -233,13 +240,13 @@ def _groups(before: SandboxPlan, after: SandboxPlan) -> Iterator[Change]:
         if first == second:
             continue
         shown = [
-            "absent" if group is None else f"{', '.join(group.hosts) or 'nothing'} ({group.source})"
+            "" if group is None else f"{', '.join(group.hosts) or 'nothing'} ({group.source})"
             for group in (first, second)
         ]
         yield Change(
             "group",
             f"spec.network.egress.allowedHosts {name}",
-            f"{name} resolves to {shown[1]}, before to {shown[0]}",
+            _moved(name, *shown),
             None if first is None else list(first.hosts),
             None if second is None else list(second.hosts),
         )

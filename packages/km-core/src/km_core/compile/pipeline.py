@@ -10,7 +10,7 @@ import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from km_core.compile import claims
 from km_core.compile.builtins import BUILTINS, find_profile
@@ -18,7 +18,7 @@ from km_core.compile.claims import check_claims, claim_matrix, claim_sources
 from km_core.compile.draft import draft_plan, git_plan, network_plan, resolve_limits
 from km_core.compile.dump import dump_document
 from km_core.compile.duration import file_duration, parse_command_duration, parse_command_ttl
-from km_core.compile.groups import resolve_with_plugins
+from km_core.compile.groups import core_groups, resolve_with_plugins, unknown_group
 from km_core.compile.profile import LoadedProfile, load_profile
 from km_core.compile.requirements import added_requirement, plan_requirements
 from km_core.errors import KmError, PluginError, ProfileError, UsageError
@@ -26,7 +26,7 @@ from km_core.policy import NetworkPolicy
 from km_core.types import Problem, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from km_core.compile.claims import FieldAnswer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from km_core.types import GroupResolution
 
 _NOT_INSTALLED = "not-installed"
+_UNCLAIMED = frozenset({"claim-missing", "claim-refused", "claim-none"})
 _NEVER_DROPPED = ("spec.network", "spec.sourceAccess", "spec.budget", "spec.email")
 
 
@@ -62,12 +63,14 @@ class Compiled:
 
     Attributes:
         unmet: what would refuse the plan to run here; only ever there when it was made for reading.
+        data: the effective profile, merged and with defaults.
     """
 
     plan: SandboxPlan
     text: str
     notes: tuple[Problem, ...]
     unmet: tuple[Problem, ...] = ()
+    data: Mapping[str, Any] = Factory(dict)
 
 
 def check_file(
@@ -164,7 +167,7 @@ def plan_from_file(
     answers = _answers(loaded, plan, plugins, overrides)
     plan = evolve(plan, requirements=plan_requirements(plan, plugins, answers, enforced_apart=not alone))
     notes = [p for p in (*loaded.problems, *problems) if p.severity is Severity.WARNING]
-    return Compiled(plan, text, tuple(notes), tuple(unmet))
+    return Compiled(plan, text, tuple(notes), tuple(unmet), data)
 
 
 def data_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> dict[str, Any]:
@@ -275,12 +278,39 @@ def _claim_problems(
             # One line that says all there is to install, not one after the other.
             message = f"nothing installed can run a profile on {substrate}"
             hint = f"install km-substrate-{substrate} and {provider}"
+            if not plugins.control_planes():
+                hint = f"install km-substrate-{substrate}, {provider} and km-embedded"
             absent = Problem("spec.runtime.substrate", message, hint=hint, code=_NOT_INSTALLED)
             missing = _with_cause(absent, f"km-substrate-{substrate}", plugins)
         problems.append(loaded.placed(missing))
+    problems += _unknown_groups(loaded, data, plugins)
     return problems + [
-        evolve(problem, file=problem.file or loaded.file) for problem in plugins.validate(data, substrate)
+        problem if problem.file else loaded.placed(problem) for problem in plugins.validate(data, substrate)
     ]
+
+
+def _unknown_groups(loaded: LoadedProfile, data: dict[str, Any], plugins: PluginRegistry) -> list[Problem]:
+    """
+    Return a problem for each place that names a group which nothing offers.
+
+    Resolving would notice too, but checking resolves nothing, and resolving does not know the place.
+    """
+    egress = data["spec"]["network"].get("egress", {})
+    named = {
+        f"spec.network.egress.{key}[{index}]": entry
+        for key in ("allowedHosts", "allowedDNSSuffixes")
+        for index, entry in enumerate(egress.get(key) or ())
+        if entry.startswith("@")
+    }
+    if not named:
+        return []
+    known = {*core_groups(), *plugins.egress_groups()}
+    found = []
+    for place, entry in named.items():
+        if entry not in known:
+            message, hint = unknown_group(entry, known)
+            found.append(loaded.placed(Problem(place, message, hint=hint, code="group-unknown")))
+    return found
 
 
 def _enforcer_of(mode: str) -> str:
@@ -334,7 +364,30 @@ def _refuse(problems: Sequence[Problem], file: str) -> None:
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
         count = f"{len(errors)} problem" + ("s" if len(errors) > 1 else "")
-        raise ProfileError(f"{file} has {count}; nothing was made", problems=errors)
+        # A built-in, or somebody else's profile, is not edited; a field that is no policy need not be.
+        fields = {_droppable(problem) for problem in errors}
+        hint = "" if "" in fields else "or add " + " ".join(f"--drop {field}" for field in sorted(fields))
+        raise ProfileError(f"{file} has {count}; nothing was made", problems=errors, hint=hint)
+
+
+def _droppable(problem: Problem) -> str:
+    """Return what to leave out so that nobody has to enforce the field; empty when that cannot be."""
+    from km_core.profile.kinds import Section, fields_of
+    from km_core.profile.model import SandboxProfile
+
+    found, path = "", ""
+    model: type = SandboxProfile
+    for key in problem.path.split(".") if problem.code in _UNCLAIMED else ():
+        info = fields_of(model).get(key)
+        if info is None:
+            return ""
+        path = f"{path}.{key}" if path else key
+        # What its section cannot be without takes the section along.
+        found = found if info.required else path
+        if not isinstance(info.kind, Section):
+            break
+        model = info.kind.model
+    return found if path == problem.path and found and not _kept(found) else ""
 
 
 def _overridden(data: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -371,8 +424,12 @@ def _dollars(text: str, option: str) -> float | int:
     return int(number) if number.is_integer() else number
 
 
+def _kept(field: str) -> bool:
+    return any(f"{field}.".startswith(f"{kept}.") or kept.startswith(f"{field}.") for kept in _NEVER_DROPPED)
+
+
 def _drop(data: dict[str, Any], field: str) -> None:
-    if any(f"{field}.".startswith(f"{kept}.") or kept.startswith(f"{field}.") for kept in _NEVER_DROPPED):
+    if _kept(field):
         raise UsageError(f"--drop {field}: this section is never dropped", hint="change the profile instead")
     *parents, last = field.split(".")
     node: Any = data

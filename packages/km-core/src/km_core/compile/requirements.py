@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from km_core.errors import PlanError, PluginError
 from km_core.policy import NetworkPolicy
-from km_core.types import Answer
+from km_core.types import Answer, canonical_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -61,8 +61,8 @@ def plan_requirements(
     for plugin in _used(plan, plugins, list(answers), enforced_apart=enforced_apart):
         info = plugins.info(plugin)
         if info is not None and info.version:
-            names[canonical(info.distribution)] = info.version
-    installed = {canonical(info.distribution): info.version for info in plugins.infos} | names
+            names[canonical_distribution(info.distribution)] = info.version
+    installed = {canonical_distribution(info.distribution): info.version for info in plugins.infos} | names
     others: set[str] = set()
     for text in plan.requirements:
         name, version = split_requirement(text)
@@ -109,12 +109,7 @@ def split_requirement(text: str) -> tuple[str, str]:
             where="requirements",
             hint="write km-x or km-x==1.2",
         )
-    return canonical(match["name"]), match["version"] or ""
-
-
-def canonical(name: str) -> str:
-    """Return a distribution's name as it is compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return canonical_distribution(match["name"]), match["version"] or ""
 
 
 def _used(

@@ -24,12 +24,11 @@ _MODE = "spec.network.enforcement"
 def _x14_ebpf_sees_no_content(facts: Facts, report: Report) -> None:
     if facts.get(_MODE) != "ebpf":
         return
-    repos = facts.get(_REPOS)
     reasons = [
         name
         for name, wanted in (
             ("budget.ai", facts.get("spec.budget.ai") is not None),
-            ("allowedRepos", isinstance(repos, list) and any(entry != "*" for entry in repos)),
+            ("allowedRepos", any(entry != "*" for _, entry in facts.items(_REPOS))),
             ("httpsOnly", facts.get("spec.network.httpsOnly") is True),
         )
         if wanted

@@ -35,18 +35,6 @@ class Expiry:
     act: bool = True
 
 
-def policy_at_end(record: SandboxRecord, cause: str) -> str:
-    """
-    Return what is done with a sandbox whose end is due: ``destroy``, ``stop`` or ``retain``.
-
-    That is its teardown policy, but a sandbox without a TTL was to stay until somebody ends it: when it
-    is idle, it is stopped with its files and not destroyed (spec/profile.md section 4.2).
-    """
-    if cause == "idle" and record.teardown == "destroy" and record.expires_at == 0:
-        return "stop"
-    return record.teardown
-
-
 def expiry(record: SandboxRecord, now: float, *, observed_since: float) -> Expiry | None:
     """
     Decide whether *record* has to end at *now*.

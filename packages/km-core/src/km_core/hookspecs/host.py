@@ -199,7 +199,7 @@ def km_inside_services() -> Iterable[InsideService]:
     Shape: offer.
     Called: once by the gate at start.
     Runs in: the gate.  *target* is imported there with the first request and called in a thread of its
-        own for each, 8 at a time; a request has 10 seconds and at most 1 MiB, an answer likewise.
+        own for each, 8 of a service at a time; a request has 10 seconds and at most 1 MiB, an answer likewise.
     Order: irrelevant; a name may be offered once, and never one that the gate has itself.
     Failure: this plugin is disabled and its services do not exist; a clash of names keeps the gate from
         starting.  A service that raises, hangs or answers with something else is 503 for that request.

@@ -202,6 +202,8 @@ def _together(names: set[str], unfit: set[str]) -> Iterator[Finding]:
             concerned = {name for name in names if name == error.plugin or f"plugin {name} " in error.what}
             for name in sorted(concerned):
                 clashing.add(name)
-                yield Finding(name, "unique", ERROR, error.what, error.hint)
+                # What the registry says names one of the two; said of that one it has to name the other.
+                what = error.what if name == error.plugin else str(error)
+                yield Finding(name, "unique", ERROR, what, error.hint)
     for name in sorted(names - clashing):
         yield Finding(name, "unique", OK, "clashes with no other installed plugin")

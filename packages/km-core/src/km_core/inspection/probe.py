@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +98,8 @@ class _Probe:
         self.import_ms = (time.process_time() - began) * 1000
         if outcome.error is not None:
             verb = "hangs" if isinstance(outcome.error, HookTimeoutError) else "fails"
-            self.add("import", ERROR, f"importing {self.module} {verb}: {brief(outcome.error)}")
+            what = f"importing {self.module} {verb}: {brief(outcome.error)}"
+            self.add("import", ERROR, what, _place(outcome.error))
             return None
         self.add("import", OK, f"{self.module} can be imported")
         new = {name.partition(".")[0] for name in set(sys.modules) - before}
@@ -161,7 +163,9 @@ class _Probe:
                 given = {name: arguments[name] for name in impl.argnames}
                 first, failure = registry.ask(hook, self.name, impl.function, given)
                 if failure is not None:
-                    self.add("answer", ERROR, failure.what, failure.hint)
+                    # To check it is what is being done.
+                    hint = "" if failure.hint.startswith("km plugins check") else failure.hint
+                    self.add("answer", ERROR, failure.what, hint or _place(failure.__cause__))
                     continue
                 answers[hook] = first
                 self.add("answer", OK, f"{hook} answers with {_count(first)}")
@@ -214,6 +218,16 @@ def _fields(sections: list[PluginSection]) -> Iterator[str]:
         parts = path.split(".")
         for end in range(1, len(parts) + 1):
             yield ".".join(parts[:end])
+
+
+def _place(error: BaseException | None) -> str:
+    """Return where an exception was raised, as a hint: the plugin's own line, not that of a library below."""
+    own, library = str(Path(__file__).parents[1]), str(Path(os.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__) if error is not None else ()):
+        theirs = "site-packages" in frame.filename or not frame.filename.startswith((library, "<"))
+        if theirs and not frame.filename.startswith(own):
+            return f"raised in {frame.filename}, line {frame.lineno}"
+    return ""
 
 
 def _count(items: list[Any]) -> str:

@@ -7,13 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from km_core.errors import GuardError, KmError, NotFoundError, ProvisionError
-from km_core.handlers.lifetime import policy_at_end
 from km_core.lifecycle.create import boot_id, creator_lives, never_ran, remove_audit
 from km_core.lifecycle.files import remove_tree
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.locks import exclusive
 from km_core.lifecycle.steps import undo_steps
-from km_core.types import SandboxState, deadline, is_sandbox_id
+from km_core.types import SandboxState, deadline, is_sandbox_id, policy_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable

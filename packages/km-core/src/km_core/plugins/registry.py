@@ -12,6 +12,7 @@ from km_core.errors import KmError, PluginError
 from km_core.plugins.calls import HookTimeoutError, brief, call
 from km_core.plugins.offers import CONTRACTS
 from km_core.plugins.ordering import in_order
+from km_core.types.distribution import canonical_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -234,9 +235,9 @@ class PluginRegistry:
         Returns:
             The reason, empty when it is simply not installed, and the hint.
         """
-        wanted = canonical(distribution)
+        wanted = canonical_distribution(distribution)
         for info in self.infos:
-            if canonical(info.distribution) != wanted:
+            if canonical_distribution(info.distribution) != wanted:
                 continue
             failure = self._disabled.get(info.name)
             if failure is not None:
@@ -259,9 +260,11 @@ class PluginRegistry:
         Raises:
             PluginError: names the plugin, its distribution and what happened.
         """
-        needed = {canonical(re.split(r"[<>=!~ ]", text, maxsplit=1)[0]) for text in plan.requirements}
+        needed = {
+            canonical_distribution(re.split(r"[<>=!~ ]", text, maxsplit=1)[0]) for text in plan.requirements
+        }
         for name, failure in self._disabled.items():
-            owners = {canonical(info.distribution) for info in self.infos if info.name == name}
+            owners = {canonical_distribution(info.distribution) for info in self.infos if info.name == name}
             if owners & needed:
                 what = f"is needed by this profile but failed to load: {failure.what}"
                 raise self.error(name, what, hint=failure.hint or f"km plugins check {name}") from failure
@@ -373,7 +376,8 @@ class PluginRegistry:
         if outcome.error is None:
             return outcome.value, None
         if isinstance(outcome.error, HookTimeoutError):
-            failure = self.error(plugin, f"{hook} hangs: {outcome.error}", hint="KM_PLUGIN_TIMEOUT_S")
+            hint = "give slow ones more time with KM_PLUGIN_TIMEOUT_S=SECONDS"
+            failure = self.error(plugin, f"{hook} hangs: {outcome.error}", hint=hint)
         elif isinstance(outcome.error, _WrongAnswerError):
             failure = self.error(plugin, f"{hook} {outcome.error}", hint=f"km plugins check {plugin}")
         else:
@@ -389,11 +393,6 @@ class PluginRegistry:
 
 class _WrongAnswerError(Exception):
     """A hook returned something that its contract does not allow."""
-
-
-def canonical(name: str) -> str:
-    """Return a distribution's name as it is compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def warn(error: PluginError) -> None:

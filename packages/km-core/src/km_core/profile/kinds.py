@@ -68,7 +68,7 @@ def shown(text: str, limit: int = 60) -> str:
 
 
 def join(path: str, key: str) -> str:
-    """Return the dotted path of *key* below *path* (spec/profile.md section 3)."""
+    """Return the dotted path of *key* below *path*; a key that is no plain word is quoted in brackets."""
     if _SIMPLE_KEY.fullmatch(key) is None:
         return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     return f"{path}.{key}" if path else key

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from attrs import frozen
 
 from km_core.errors import GuardError, UsageError
+from km_core.types.distribution import canonical_distribution
 
 KINDS = ("substrate", "enforcer", "notifier", "meter", "agent", "control-plane")
 """Kinds of plugins that there are templates for."""
@@ -82,7 +83,7 @@ def check_name(name: str, kind: str) -> Names:
             why=f"at most {_LONGEST} letters, digits, dots, dashes and underscores, the first and last no sign",
             hint=f"for example km-{_PREFIXES[kind][0]}mine",
         )
-    dist = re.sub(r"[-_.]+", "-", name).lower()
+    dist = canonical_distribution(name)
     if not dist.startswith("km-"):
         raise UsageError(
             f"{name!r} does not say that it belongs to km",

@@ -1,7 +1,8 @@
 """
 ``km-sidecar NAME [ARGUMENT…]``: start one of the long-running processes that plugins provide.
 
-Only metadata of the installed plugins and the one module that holds the runner are imported.
+Imported are the installed plugins' modules of hooks, which are light, and the one module that holds the
+runner.
 """
 
 from __future__ import annotations

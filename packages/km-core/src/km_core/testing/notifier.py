@@ -88,6 +88,11 @@ class NotifierContract:
 
     def matches(self, event: Event, got: Event) -> bool:
         """Say whether *got* is *event*; override where the back end keeps less than was sent."""
+        if not isinstance(got, Event):
+            pytest.fail(
+                f"`received` gave a {type(got).__name__} where an Event is expected: make one with "
+                "Event(**json.loads(line)), or override `matches`"
+            )
         return event == got
 
     def test_n1_every_event_is_delivered_exactly_as_given(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from km_core.control.steps import StepContext
     from km_core.plugins import PluginRegistry
     from km_core.testing.cli import KmRunner
 
@@ -62,6 +63,21 @@ def km(km_home: Path) -> Iterator[KmRunner]:
     yield runner
     if any((km_home.parent / "run").iterdir()):
         runner("daemon", "stop")
+
+
+@pytest.fixture
+def step_context(km_home: Path) -> StepContext:
+    """What a lifecycle step is given: a small plan, an empty state directory, a fake control plane."""
+    from km_core.config import load_config
+    from km_core.control.steps import StepContext
+    from km_core.inspection.sample import sample
+    from km_core.testing.fakes import FakeControlPlane, fake_offer
+
+    config = load_config({"KM_HOME": str(km_home), "KM_RUNTIME_DIR": str(km_home.parent / "run")})
+    control = fake_offer(FakeControlPlane(config)).connect(config)
+    directory = config.sandbox_dir("sb-0000000a")
+    directory.mkdir(mode=0o700, parents=True)
+    return StepContext("sb-0000000a", sample()["plan"], directory, control)
 
 
 @pytest.fixture

@@ -17,13 +17,24 @@ RELAYED = frozenset({"activity", "budget.get", "event"})
 """Operations that a `Relay` carries out.  The sandbox's socket has more, but those are the gate's and the
 supervisor's own: leases, the ledger, credentials that must not come inside, heads of the audit chain."""
 
+PLATFORM_EVENTS = frozenset(
+    {
+        "audit_broken", "budget_exhausted", "creating", "enforcement_lost", "expired", "failed",
+        "gate_restarted", "pod_lost", "retained", "step_failed", "step_not_undone", "steps_not_known", "ttl_warning",
+    }
+)  # fmt: skip
+"""Kinds of events that say what became of the sandbox; gate, supervisor and control plane raise them, and
+what a process inside asked for must not look like one.  The control plane refuses its own kinds itself."""
+
 
 class Relay(Protocol):
     """
     Carries out an operation of the sandbox's own control socket.
 
     It acts for the sandbox whose gate it is and for no other.  Raises `KmError`: a `GuardError` for an
-    operation that is not one of `RELAYED`, a `ControlError` when the control plane refuses or is away.
+    operation that is not one of `RELAYED` or an event of `PLATFORM_EVENTS`, a `UsageError` for arguments
+    that are no plain JSON, or more of it than 64 KiB or 16 levels, a `ControlError` when the control plane
+    refuses or is away.
     """
 
     def __call__(self, op: str, /, **args: Any) -> Any:

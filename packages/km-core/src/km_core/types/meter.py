@@ -174,7 +174,7 @@ class Meter(Protocol):
         """
         Return status and body of a refusal in the provider's own error shape.
 
-        *km* becomes the ``km`` member (DESIGN section 11); the status is 403 except for
+        *km* becomes the ``km`` member; the status is 403 except for
         ``control_plane_unavailable`` (503).
         """
 

@@ -22,7 +22,7 @@ class Problem:
     One defect at one place.
 
     `path` is dotted without ``$.`` (``spec.network.egress.allowedHosts[2]``); the whole document is
-    ``$`` (spec/profile.md section 3).  Lines and columns count from 1; 0 means unknown.
+    ``$``.  Lines and columns count from 1; 0 means unknown.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Problem:
     code: str = "profile"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form of ``km validate --json`` (DESIGN section 9)."""
+        """Return the JSON form of ``km validate --json``."""
         return {
             "file": self.file,
             "line": self.line,

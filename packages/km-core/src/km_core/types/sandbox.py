@@ -76,3 +76,15 @@ def deadline(record: SandboxRecord) -> float:
     """Return when everything of the sandbox is cut, in Unix seconds; 0 means never."""
     ends = [at for at in (record.expires_at, record.max_expires_at) if at > 0]
     return min(ends, default=0.0)
+
+
+def policy_at_end(record: SandboxRecord, cause: str) -> str:
+    """
+    Return what is done with a sandbox whose end is due: ``destroy``, ``stop`` or ``retain``.
+
+    That is its teardown policy, but a sandbox without a TTL was to stay until somebody ends it: when it
+    is idle, it is stopped with its files and not destroyed (spec/profile.md section 4.2).
+    """
+    if cause == "idle" and record.teardown == "destroy" and record.expires_at == 0:
+        return "stop"
+    return record.teardown

@@ -27,7 +27,7 @@ class Verdict:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form of ``km explain egress`` (DESIGN section 9)."""
+        """Return the JSON form of ``km explain egress``."""
         return {
             "verdict": "allow" if self.allow else "deny",
             "rule": self.rule,

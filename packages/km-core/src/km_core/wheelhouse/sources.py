@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import frozen
 
 from km_core.audit.redact import redact_text
-from km_core.compile.requirements import canonical
+from km_core.types import canonical_distribution
 from km_core.wheelhouse.wheels import (
     WheelhouseError,
     digest_of,
@@ -79,12 +79,18 @@ def installed_source(name: str) -> Source | None:
         return None
     path = Path(unquote(parts.path))
     if isinstance(origin.get("dir_info"), dict):
-        return Source(canonical(name), dist.version, path) if (path / "pyproject.toml").is_file() else None
+        return (
+            Source(canonical_distribution(name), dist.version, path)
+            if (path / "pyproject.toml").is_file()
+            else None
+        )
     if path.suffix == ".whl" and path.is_file():
         archive = origin.get("archive_info") or {}
         recorded = str((archive.get("hashes") or {}).get("sha256") or "")
         legacy = str(archive.get("hash") or "")
-        return Source(canonical(name), dist.version, path, recorded or legacy.partition("sha256=")[2])
+        return Source(
+            canonical_distribution(name), dist.version, path, recorded or legacy.partition("sha256=")[2]
+        )
     return None
 
 
@@ -104,7 +110,7 @@ def is_editable(dist: Distribution) -> bool:
 def installed_closure(names: Iterable[str]) -> dict[str, str]:
     """Return *names* and what they require in turn, as far as it is installed, with versions."""
     found: dict[str, str] = {}
-    todo = [canonical(name) for name in names]
+    todo = [canonical_distribution(name) for name in names]
     while todo:
         name = todo.pop()
         dist = None if name in found else find(name)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from km_core.compile.requirements import canonical
 from km_core.errors import KmError
+from km_core.types import canonical_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,9 @@ def read_wheel(path: Path) -> Wheel:
         raise WheelhouseError("this is not the name of a wheel", where=path.name)
     metadata = _metadata(path)
     name, version = str(metadata.get("Name") or ""), str(metadata.get("Version") or "")
-    if canonical(name) != canonical(match["name"]) or _plain(version) != _plain(match["version"]):
+    if canonical_distribution(name) != canonical_distribution(match["name"]) or _plain(version) != _plain(
+        match["version"]
+    ):
         raise WheelhouseError(
             "the wheel's name and its metadata differ", where=path.name, why=f"it holds {name} {version}"
         )
@@ -97,7 +99,7 @@ def read_wheel(path: Path) -> Wheel:
         sha256, size = digest_of(path)
     except OSError as error:
         raise WheelhouseError("the wheel cannot be read", where=path.name, why=str(error)) from error
-    return Wheel(path.name, canonical(name), version, sha256, size)
+    return Wheel(path.name, canonical_distribution(name), version, sha256, size)
 
 
 def requirements_of(path: Path) -> list[str]:
@@ -113,7 +115,7 @@ def without_extras(lines: list[str]) -> list[str]:
 def required_name(line: str) -> str:
     """Return the canonical name that a requirement line (PEP 508) begins with; empty when it has none."""
     match = re.match(r"\s*([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)", line)
-    return canonical(match[1]) if match else ""
+    return canonical_distribution(match[1]) if match else ""
 
 
 def content_of(path: Path) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import frozen
 
 from km_core.errors import ProvisionError
+from km_core.types import canonical_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,11 @@ def gate_closure() -> tuple[Part, ...]:
         ProvisionError: a required distribution is not installed.
     """
     roots = {point.dist.name for point in entry_points(group="km.plugins") if point.dist is not None}
-    todo = [_canonical(name) for name in roots if not _canonical(name).startswith(_OUTSIDE)]
+    todo = [
+        canonical_distribution(name)
+        for name in roots
+        if not canonical_distribution(name).startswith(_OUTSIDE)
+    ]
     found: dict[str, Part] = {}
     while todo:
         name = todo.pop()
@@ -162,7 +167,7 @@ def _requirements(dist: Distribution) -> list[str]:
         match = _NAME.match(text.strip())
         if match is None or _EXTRA.search(marker):
             continue
-        name = _canonical(match[0])
+        name = canonical_distribution(match[0])
         # The installer evaluated the marker for this machine: what it left out is not needed.
         if not marker or _distribution(name) is not None:
             names.append(name)
@@ -174,10 +179,6 @@ def _distribution(name: str) -> Distribution | None:
         return distribution(name)
     except PackageNotFoundError:
         return None
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _fits(tag: str, target: Target) -> bool:

@@ -174,7 +174,11 @@ def _network_claims() -> list[Claim]:
         ),
         *_enforced(_GATE, "spec.network.enforcement", values=("proxy",)),
         *_missing("km-net-ebpf", "spec.network.enforcement"),
-        *_enforced(_GATE, "spec.sourceAccess.mode"),
+        *_enforced(
+            _GATE,
+            "spec.sourceAccess.mode",
+            note="no repository; a GitHub host that is allowed by name is a host",
+        ),
         *_enforced(_GATE, f"{github}.allowedRepos", f"{github}.allowedRefs"),
         *_enforced(_GATE, "spec.budget.ai.maxSpendUSD", "spec.budget.warningThreshold"),
         # The rate here is 0, so any ceiling holds; saying "enforced" would promise a stop that never comes.
@@ -204,8 +208,13 @@ def _observability_claims() -> list[Claim]:
     logs = (f"{base}.commandLog", f"{base}.networkLog")
     collector = "there is no telemetry collector"
     return [
-        *_enforced("km-core", *(f"{log}.destination" for log in logs), values=("stdout",)),
-        *_missing("km-aws", *(f"{log}.destination" for log in logs)),
+        *_enforced("km-core", f"{base}.networkLog.destination", values=("stdout",)),
+        *_missing("km-aws", f"{base}.networkLog.destination"),
+        *_missing(
+            "",
+            f"{base}.commandLog.destination",
+            note="what runs inside is not recorded, only what it reaches",
+        ),
         *_inert("it names a place in the cloud's log store", *(f"{log}.logGroup" for log in logs)),
         *_missing("", f"{base}.claudeTelemetry.enabled", off=(False,), note=collector),
         *_missing(
@@ -224,7 +233,7 @@ def _observability_claims() -> list[Claim]:
 
 def _absent_claims() -> list[Claim]:
     return [
-        *_missing("", "spec.agent", note="there is no agent runner"),
+        *_missing("", "spec.agent", note="`km agent run` does not act on it"),
         *_missing("", "spec.artifacts", note="nothing keeps files when a sandbox ends"),
         *_missing("km-mail", "spec.email"),
         *_missing("", "spec.otp", note="there is no parameter store"),
@@ -236,7 +245,13 @@ def _cli_claims() -> list[Claim]:
     base = "spec.cli"
     return [
         *_inert("the direct model API is what is used anyway", f"{base}.noBedrock"),
-        *_missing("", f"{base}.claudeArgs", f"{base}.codexArgs", off=_EMPTY, note="there is no agent runner"),
+        *_missing(
+            "",
+            f"{base}.claudeArgs",
+            f"{base}.codexArgs",
+            off=_EMPTY,
+            note="`km agent run` does not act on it",
+        ),
         *_missing(
             "",
             f"{base}.notifyOnPermission",

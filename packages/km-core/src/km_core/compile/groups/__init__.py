@@ -33,6 +33,7 @@ __all__ = [
     "resolve_npm_packages",
     "resolve_python_packages",
     "resolve_with_plugins",
+    "unknown_group",
 ]
 
 
@@ -56,13 +57,20 @@ def resolve_groups(names: Iterable[str], groups: Mapping[str, EgressGroup]) -> t
     result = []
     for name in sorted(set(names)):
         if name not in groups:
-            raise PlanError(
-                f"nothing installed offers the egress group {name}",
-                where="spec.network.egress.allowedHosts",
-                hint="offered: " + (", ".join(sorted(groups)) or "none"),
-            )
+            message, hint = unknown_group(name, groups)
+            raise PlanError(message, where="spec.network.egress.allowedHosts", hint=hint)
         result.append(checked(name, groups[name].resolve()))
     return tuple(result)
+
+
+def unknown_group(name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Return message and hint for a group that is not among the *known* ones."""
+    from km_core.profile.kinds import nearest
+
+    offered = tuple(sorted(known))
+    meant = nearest(name, offered)
+    hint = f"did you mean {meant}?" if meant else "offered: " + (", ".join(offered) or "none")
+    return f"nothing installed offers the egress group {name}", hint
 
 
 def resolve_with_plugins(names: Iterable[str], plugins: PluginRegistry) -> tuple[GroupResolution, ...]:

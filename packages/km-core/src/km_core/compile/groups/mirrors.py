@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PORTS = {"https": 443, "http": 80}
 _ASK_SECONDS = 60
+_MAX_HOSTS = 64
+"""More than anybody configures; each one is also looked up."""
 
 
 @define
@@ -77,6 +79,11 @@ class Mirrors:
                 hint=f"configure {self.client} with a mirror that other machines reach too",
             )
         self.hosts.add(entry)
+        if len(self.hosts) > _MAX_HOSTS:
+            raise self.refusal(
+                f"there are more than {_MAX_HOSTS} mirrors",
+                hint=f"configure {self.client} with those that the sandbox needs",
+            )
 
     def refusal(self, what: str, *, why: str = "", hint: str = "") -> PlanError:
         """Return the error that ends the resolution of this group."""
