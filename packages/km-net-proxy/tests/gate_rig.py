@@ -204,6 +204,8 @@ class Server:
                 lower = head.lower()
                 body = b""
                 if b"transfer-encoding: chunked" in lower:
+                    if b"expect: 100-continue" in lower:
+                        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                     while True:
                         size = int((await reader.readline()).strip(), 16)
                         body += await reader.readexactly(size)

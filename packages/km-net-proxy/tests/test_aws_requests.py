@@ -45,7 +45,6 @@ def client(rig, proxy, service, key=OURS, **options):
         config=Config(
             proxies={"https": f"http://127.0.0.1:{proxy}"},
             retries={"total_max_attempts": 1},
-            request_checksum_calculation="when_required",
             **options,
         ),
     )
@@ -96,6 +95,8 @@ def test_the_vendors_client_works_with_the_operators_key_and_bucket_and_no_other
             assert not foreign.requests
             rules = [(e["rule"], e["name"]) for e in r.events() if e["kind"] == "aws_request"]
             assert ("builtin:aws-bucket", f"theirs.{S3}") in rules
+            details = {e["detail"] for e in r.events() if e["kind"] == "aws_request"}
+            assert f"PUT key …{OURS[-4:]} {REGION} s3" in details
             assert ("builtin:aws-key", S3) in rules or ("builtin:aws-key", f"ours.{S3}") in rules
             assert SECRET not in json.dumps(r.events())
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from km_core.errors import AuditError, KmError
 from km_core.policy import INSIDE_NAME
-from km_core.policy.aws import aws_endpoint, judge_aws, unsigned
 from km_core.types import Verdict
-from km_net_proxy.aws import ScopeError, aws_refusal, credential_scope
+from km_net_proxy.aws import judge_aws_request
 from km_net_proxy.git.requests import GitRequests
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
@@ -23,13 +22,12 @@ from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostEr
 from km_net_proxy.http.head import HeadError, RequestHead, check_partial, overridden, parse_request
 from km_net_proxy.http.injection import ControlPlaneLostError, CredentialError, Sending, outgoing
 from km_net_proxy.http.metered import ModelCalls
-from km_net_proxy.http.refusal import denial_fields, json_error, printable, response
+from km_net_proxy.http.refusal import json_error, printable, response
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
 from km_net_proxy.inside_services import read_body
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
-    from km_core.policy.aws import AwsGuard
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.exchange import Outcome
@@ -135,34 +133,8 @@ class Session:
         if git is not None and self.gate.filters_git(host):
             return await GitRequests(self, git).serve(request, target)
         if self.gate.aws is not None and self.gate.aws.covers(host):
-            self._aws(self.gate.aws, request, target)
+            judge_aws_request(self.gate, self.gate.aws, request, target)
         return await self.forward(request, target)
-
-    def _aws(self, guard: AwsGuard, request: RequestHead, target: Target) -> None:
-        """Judge a request to AWS by what it is signed for."""
-        host = target.authority.host
-        endpoint = aws_endpoint(host)
-        try:
-            scope = credential_scope(request.fields, target.path)
-            if endpoint is None:
-                raise ScopeError("the host is none of AWS")
-            verdict = judge_aws(guard.access, endpoint, scope, request.method, target.path)
-            detail = f"{scope.access_key_id} {scope.region} {scope.service}"
-        except ScopeError as error:
-            verdict, detail = unsigned(str(error)), ""
-        self.gate.evidence.decided(
-            verdict, "aws_request", name=host, port=target.authority.port, detail=f"{request.method} {detail}"
-        )
-        if not verdict.allow:
-            body, kind = aws_refusal(
-                verdict,
-                endpoint,
-                sandbox=self.gate.sandbox_id,
-                host=host,
-                content_type=request.index.get(b"content-type", b"").decode("latin-1"),
-            )
-            fields = denial_fields(verdict, sandbox=self.gate.sandbox_id, target=str(target.authority))
-            raise RequestRefused(403, body, content_type=kind, headers=fields)
 
     async def _sending(self, request: RequestHead, target: Target) -> Sending:
         """Return what goes out: with the operator's credential where a rule says so."""
