@@ -122,6 +122,7 @@ def gate(policy):
         evidence=Evidence(),
         lease=SimpleNamespace(valid=True),
         inside=SimpleNamespace(added=lambda _path: None),
+        aws=None,
         **parts,
     )
 
