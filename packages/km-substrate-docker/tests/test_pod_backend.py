@@ -10,8 +10,10 @@ import time
 import pytest
 
 from km_core.errors import ProvisionError
+from km_core.plan import WorkloadPlan
 from km_substrate_docker.containers import Specs
 from km_substrate_docker.engine import find
+from km_substrate_docker.hostfiles import Owners
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 
@@ -247,3 +249,19 @@ def test_the_gates_output_is_kept_in_its_log(live_pod):
 
     assert "fake gate serves" in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_working_directory_below_the_workspace_is_made_by_the_sandboxs_user(live_pod, run_inside):
+    pod = live_pod(workload=WorkloadPlan(working_dir="/workspace/deep/er")).up()
+
+    uid, _ = Owners.here().sandbox
+    _, out = run_inside(pod.context, "stat", "-c", "%u", "/workspace/deep/er", "/workspace/deep")
+    assert [str(uid)] * 2 == out.split()
+
+
+def test_a_working_directory_that_something_is_in_the_way_of_ends_the_start(live_pod):
+    pod = live_pod(workload=WorkloadPlan(working_dir="/workspace/deep/er")).open()
+    (pod.context.state_dir / "workspace" / "deep").write_text("a file")
+
+    with pytest.raises(ProvisionError, match="working directory cannot be made"):
+        pod.spawn_gate().start()

@@ -274,10 +274,30 @@ class DockerPod:
                     "/", overlay(main, ca_pem, self._owners, self.context.plan.workload.working_dir)
                 )
                 main.start()
+                self._make_working_dir(client, main)
             except BaseException:
                 remove(main)
                 raise
             self._main_id = str(main.id)
+
+    def _make_working_dir(self, client: DockerClient, main: Container) -> None:
+        """
+        Make a working directory below one of the sandbox's own places (others are in the overlay).
+
+        By the sandbox's user inside: whatever it has laid in the way, nothing outside is touched.
+        """
+        place = self.context.plan.workload.working_dir
+        if not place.startswith(("/workspace/", "/home/sandbox/")):
+            return
+        user = "{}:{}".format(*self._owners.sandbox)
+        made = client.api.exec_create(str(main.id), ["mkdir", "-p", "--", place], user=user, workdir="/")
+        said = client.api.exec_start(made["Id"])
+        if client.api.exec_inspect(made["Id"]).get("ExitCode"):
+            raise ProvisionError(
+                "the working directory cannot be made",
+                where="spec.execution.workingDir",
+                why=said.decode(errors="replace").strip()[:200],
+            )
 
     def _freezer(self, *, freeze: bool) -> None:
         with (

@@ -197,11 +197,6 @@ def egress_rules(path: Path | str, config: Config, plugins: PluginRegistry) -> E
     return EgressRules(policy, network.groups, meters, limit)
 
 
-def policy_from_file(path: Path | str, config: Config, plugins: PluginRegistry) -> NetworkPolicy:
-    """Return the network policy that the gate would use for a profile."""
-    return egress_rules(path, config, plugins).policy
-
-
 def effective_text(data: dict[str, Any]) -> str:
     """Return a merged profile as YAML; the same data gives the same bytes."""
     return dump_document(data)
@@ -242,10 +237,19 @@ def _with_additions(plan: SandboxPlan, data: dict[str, Any], plugins: PluginRegi
 
 
 def _groups(data: dict[str, Any], plugins: PluginRegistry) -> tuple[GroupResolution, ...]:
-    egress = data["spec"]["network"].get("egress", {})
-    entries = [*(egress.get("allowedHosts") or ()), *(egress.get("allowedDNSSuffixes") or ())]
-    names = [entry for entry in entries if entry.startswith("@")]
+    names = list(_named_groups(data).values())
     return resolve_with_plugins(names, plugins) if names else ()
+
+
+def _named_groups(data: dict[str, Any]) -> dict[str, str]:
+    """Return the groups that a profile names, by the dotted path of each place."""
+    egress = data["spec"]["network"].get("egress", {})
+    return {
+        f"spec.network.egress.{key}[{index}]": entry
+        for key in ("allowedHosts", "allowedDNSSuffixes")
+        for index, entry in enumerate(egress.get(key) or ())
+        if entry.startswith("@")
+    }
 
 
 def _claim_problems(
@@ -295,13 +299,7 @@ def _unknown_groups(loaded: LoadedProfile, data: dict[str, Any], plugins: Plugin
 
     Resolving would notice too, but checking resolves nothing, and resolving does not know the place.
     """
-    egress = data["spec"]["network"].get("egress", {})
-    named = {
-        f"spec.network.egress.{key}[{index}]": entry
-        for key in ("allowedHosts", "allowedDNSSuffixes")
-        for index, entry in enumerate(egress.get(key) or ())
-        if entry.startswith("@")
-    }
+    named = _named_groups(data)
     if not named:
         return []
     known = {*core_groups(), *plugins.egress_groups()}
