@@ -132,6 +132,8 @@ def classify(host: str, method: str, target: str) -> Route | Verdict:
     """
     try:
         segments, query = _segments(target)
+        if _overrides(query):
+            raise _UnclearError("the request's query says that another method is meant")
         route = _CLASSIFIERS.get(host, _signed)(method, segments, query)
     except _UnclearError as error:
         return _denied("builtin:git-path", str(error))
@@ -197,13 +199,11 @@ def _web(method: str, segments: Sequence[str], query: str) -> Route | None:
     if rest == "info/lfs/locks" or re.fullmatch(r"info/lfs/locks/(?:verify|[A-Za-z0-9-]+/unlock)", rest):
         return Route("read" if method in _SAFE else "lfs-lock", repo) if method in {*_SAFE, "POST"} else None
     if method in _SAFE and (len(segments) == 2 or segments[2] in _PAGES):
-        return Route("read", repo)
+        return _compared(Route("read", repo), segments[2:])
     return None
 
 
-def _api(method: str, segments: Sequence[str], query: str) -> Route | None:
-    if _overrides(query):
-        raise _UnclearError("the request's query says that another method is meant")
+def _api(method: str, segments: Sequence[str], _query: str) -> Route | None:
     if segments[:1] == ["repos"] and len(segments) >= 3:
         return _api_of(method, segments[3:], Route("read", _repo(segments[1], segments[2])))
     if segments[:1] == ["repositories"] and len(segments) >= 2 and re.fullmatch("[0-9]{1,20}", segments[1]):
@@ -217,9 +217,21 @@ def _api(method: str, segments: Sequence[str], query: str) -> Route | None:
 
 def _api_of(method: str, rest: Sequence[str], read: Route) -> Route | None:
     if method in _SAFE:
-        return read
+        return _compared(read, rest)
     write = api_write(method, rest)
     return None if write is None else Route("api-write", read.repo, read.repo_id, write)
+
+
+def _compared(read: Route, rest: Sequence[str]) -> Route:
+    """Return *read*, or what it is in truth: ``compare/main...OWNER:NAME:BRANCH`` shows another repository."""
+    kind, _, sides = "/".join(rest).lower().partition("/")
+    if kind not in {"compare", "pull"}:
+        return read
+    owner, _, name = read.repo.partition("/")
+    for side in sides.replace("...", "..").split(".."):
+        if ":" in side and tuple(side.split(":")[:-1]) not in {(owner,), (owner, name)}:
+            return Route("any-read")
+    return read
 
 
 def _overrides(query: str) -> bool:
@@ -248,7 +260,7 @@ def _codeload(method: str, segments: Sequence[str], _query: str) -> Route | None
 def _uploads(method: str, segments: Sequence[str], _query: str) -> Route | None:
     if method != "POST" or len(segments) != 6 or segments[0] != "repos":
         return None
-    if segments[3] != "releases" or segments[5] != "assets" or not segments[4].isdigit():
+    if segments[3] != "releases" or segments[5] != "assets" or not re.fullmatch("[0-9]{1,20}", segments[4]):
         return None
     return Route("upload", _repo(segments[1], segments[2]))
 

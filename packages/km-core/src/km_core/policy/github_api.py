@@ -27,12 +27,14 @@ class ApiWrite:
             ``refs/heads/`` for a branch, ``refs/tags/`` for a tag, nothing for a full ref.  Each must be there.
         unclear: it moves a ref that neither path nor body names.
         stores: it stores objects without moving a ref.
+        heads: the JSON body says which repository's commits are meant.
     """
 
     refs: tuple[str, ...] = ()
     members: tuple[tuple[str, str], ...] = field(default=())
     unclear: bool = False
     stores: bool = False
+    heads: bool = False
 
     @property
     def moves(self) -> bool:
@@ -43,8 +45,11 @@ class ApiWrite:
 _NUMBER = r"[0-9]{1,20}"
 _PLAIN = (
     # Conversation: issues, pull requests, reviews, comments, labels, and what is said about a commit.
-    (("POST",), r"issues|pulls|labels|milestones"),
-    (("POST", "PATCH", "PUT", "DELETE"), r"issues/.+|labels/[^/]+|milestones/.+"),
+    # No sub-issues and no dependencies: their bodies name issues of other repositories by number.
+    (("POST",), r"issues|labels|milestones"),
+    (("POST", "PATCH", "PUT", "DELETE"), rf"issues/{_NUMBER}(?:/(?:labels(?:/.+)?|assignees|lock))?"),
+    (("POST", "PATCH", "DELETE"), rf"issues/(?:{_NUMBER}|comments/{_NUMBER})(?:/reactions(?:/{_NUMBER})?)?"),
+    (("POST", "PATCH", "DELETE"), rf"issues/{_NUMBER}/comments|labels/[^/]+|milestones/{_NUMBER}"),
     (("PATCH",), rf"pulls/{_NUMBER}"),
     (
         ("POST", "PUT", "PATCH", "DELETE"),
@@ -59,6 +64,7 @@ _PLAIN = (
 )
 _BRANCH, _TAG = "refs/heads/", "refs/tags/"
 _MOVING = (
+    (("POST",), r"pulls", ApiWrite(heads=True)),
     (("POST",), r"git/refs", ApiWrite(members=(("ref", ""),))),
     (("PUT", "DELETE"), r"contents/.+", ApiWrite(members=(("branch", _BRANCH),))),
     (("POST",), r"merges", ApiWrite(members=(("base", _BRANCH),))),

@@ -88,6 +88,16 @@ class GitPolicy:
         """Say whether a repository may be reached."""
         return repo_allowed(self.repos, repo)
 
+    def owner(self, owner: str) -> Verdict:
+        """Say whether every repository of an owner may be reached, as where one is meant but not named."""
+        for index, pattern in enumerate(self.repos):
+            if pattern.lower().removeprefix("github.com/") in {"*", f"{owner.lower()}/*"}:
+                rule = f"sourceAccess.github.allowedRepos[{index}] {pattern}"
+                return Verdict(True, rule, "git", f"every repository of {owner} is allowed")
+        return Verdict(
+            False, "default-deny", "git", f"which repository of {owner} is meant is not said in head_repo"
+        )
+
     def ref(self, ref: str) -> Verdict:
         """Say whether a ref may be pushed."""
         return ref_allowed(self.refs, ref)
@@ -110,7 +120,7 @@ class GitPolicy:
         if not verdict.allow:
             return verdict
         moves = route.write is not None and (route.write.moves or route.write.stores)
-        if operation in {"push", "push-discovery", "upload"} or moves:
+        if operation in {"push", "push-discovery", "upload", "lfs-lock"} or moves:
             pushes = self.pushes()
             if not pushes.allow:
                 return pushes

@@ -24,7 +24,8 @@ _SHALLOW = re.compile(rb"shallow %b\n?\Z" % _OID)
 _CAPABILITIES = re.compile(rb"[\x20-\x7e]*\n?\Z")
 _OPTION = re.compile(rb"[^\x00\n]*\n?\Z")
 _CERTIFICATE_END = b"push-cert-end\n"
-_SIGNATURE = b"-----BEGIN "
+_SIGNATURE = re.compile(rb"-----BEGIN (?:PGP SIGNATURE|PGP MESSAGE|SIGNED MESSAGE|SSH SIGNATURE)-----")
+"""How git tells where the signed text ends (its gpg-interface.c): what begins otherwise is read as commands."""
 
 
 class CommandError(ValueError):
@@ -71,6 +72,11 @@ class CommandList:
         self._take = self._command
         self._first = True
         self._certificate: bytearray | None = None
+
+    @property
+    def left(self) -> int:
+        """Bytes that were given in the same piece as the end of the list, and belong to what follows it."""
+        return self._lines.left
 
     def feed(self, data: bytes) -> None:
         """
@@ -126,7 +132,7 @@ class CommandList:
         self._take = self._command
         head, blank, rest = bytes(certificate).partition(b"\n\n")
         lines = rest.split(b"\n")
-        starts = [index for index, each in enumerate(lines) if each.startswith(_SIGNATURE)]
+        starts = [index for index, each in enumerate(lines) if _SIGNATURE.match(each)]
         if not blank or not head.startswith(b"certificate version ") or len(starts) != 1:
             raise CommandError("the push certificate is malformed")
         for each in lines[: starts[0]]:

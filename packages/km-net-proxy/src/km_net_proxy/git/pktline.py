@@ -31,6 +31,11 @@ class PktLines:
         self._at = 0
         self._data += data
 
+    @property
+    def left(self) -> int:
+        """Bytes that were given and not read as lines yet."""
+        return len(self._data) - self._at
+
     def next(self) -> bytes | None:
         """
         Return the next line's payload, `FLUSH`, or None when more bytes are needed.

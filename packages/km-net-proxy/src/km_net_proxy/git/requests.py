@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from km_core.errors import KmError
 from km_core.policy.github import API, GITHUB_SECRET, SIGNED_HOSTS, Route, classify
-from km_core.policy.refs import is_ref
 from km_core.types import Verdict
 from km_net_proxy.git.bodies import Hold, coding_of, document, pieces
 from km_net_proxy.git.commands import CommandError, CommandList
 from km_net_proxy.git.handed import digest
+from km_net_proxy.git.members import batch, refs, source
 from km_net_proxy.git.report import Denial, push_report, reports
 from km_net_proxy.git.taps import HandingTap
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
@@ -47,6 +47,13 @@ DRAIN = 256 << 20
 """How much of a refused push is taken from its client, so that it reads the refusal, in bytes."""
 
 _DECODED = frozenset({b"content-encoding", b"content-md5", b"digest"})
+_WRITES = frozenset({"PUT", "POST"})
+_KINDS = {
+    "lfs-batch": b"application/vnd.git-lfs+json; charset=utf-8",
+    "api-write": b"application/json; charset=utf-8",
+    "graphql": b"application/json; charset=utf-8",
+}
+"""What the body of an operation is, whatever the client says."""
 _PAGES = frozenset({"github.com", "raw.githubusercontent.com", "codeload.github.com"})
 _MAX_SHOWN = 12
 """Digits of an object id in a record: enough to find it, and no secret by its looks."""
@@ -90,7 +97,7 @@ class GitRequests:
                     return await self._push(route, request, target, hold)
                 if route.operation == "lfs-batch":
                     return await self._lfs(route, verdict, request, target, hold=hold)
-                if route.write is not None and route.write.members and self._policy.refs is not None:
+                if self._body_counts(route):
                     return await self._api(route, verdict, request, target, hold=hold)
         except ClientBodyError as error:
             denied = Verdict(False, "builtin:git-malformed", "git", str(error))
@@ -106,10 +113,16 @@ class GitRequests:
                 return route, self._policy.route(route)
             route = evolve(route, repo=handed.repo)
             # Judged again: the rules may have changed since the URL was given.
-            return route, self._policy.repository(handed.repo)
+            verdict = self._policy.repository(handed.repo)
+            pushes = self._policy.pushes()
+            return route, pushes if request.method in _WRITES and not pushes.allow else verdict
         if route.repo_id:
             route = evolve(route, repo=self._gate.handed.repository(route.repo_id) or "")
         return route, self._policy.route(route)
+
+    def _body_counts(self, route: Route) -> bool:
+        write = route.write
+        return write is not None and (write.heads or (bool(write.members) and self._policy.refs is not None))
 
     # -- bodies that name refs --------------------------------------------------------------------
 
@@ -140,7 +153,12 @@ class GitRequests:
             denied = {command.ref: f"km: {answer.reason}" for command, answer in refused}
             return await self._refuse_push(denial, wanted, denied, request, body)
         if not answers:
+            # Git's probe of a long push (http.postBuffer): a server that read on would find refs unjudged.
+            if wanted.left or await anext(body, None) is not None:
+                raise ClientBodyError("something follows a list without refs")
+            request.length = 0
             self._record(self._policy.repository(route.repo), target, f"push {route.repo} (nothing yet)")
+            return await self._send(route, request, target, _Sending(b"".join(held)))
         length = CHUNKED if coding_of(request) else request.length
         return await self._send(route, request, target, _Sending(None, _chained(held, body), length))
 
@@ -174,34 +192,33 @@ class GitRequests:
         self, route: Route, verdict: Verdict, request: RequestHead, target: Target, *, hold: Hold
     ) -> bool:
         """Judge an LFS batch by its direction, and by its ref where refs are limited."""
-        members = await document(self._session, request, MAX_LFS, hold)
-        direction = members.get("operation")
-        if direction not in {"download", "upload"}:
-            raise ClientBodyError("the LFS operation is neither download nor upload")
+        asked = batch(await document(self._session, request, MAX_LFS, hold))
         ref = ""
-        if direction == "upload":
+        if asked.direction == "upload":
             verdict = self._policy.pushes()
             if self._policy.refs is not None and verdict.allow:
-                named = members.get("ref")
-                ref = str(named.get("name", "")) if isinstance(named, dict) else ""
-                if not is_ref(ref):
+                ref = asked.ref
+                if not ref:
                     raise ClientBodyError("the LFS upload names no ref, and refs are limited")
                 verdict = self._policy.ref(ref)
         if not verdict.allow:
             return self._refuse(verdict, route, request, target, ref=ref)
-        self._record(verdict, target, f"lfs-{direction} {route.repo} {printable(ref)}".strip())
-        # Other transfer adapters would move objects by ways that nobody judged.
-        body = json.dumps({**members, "transfers": ["basic"]}).encode()
-        return await self._send(route, request, target, _Sending(body))
+        self._record(verdict, target, f"lfs-{asked.direction} {route.repo} {printable(ref)}".strip())
+        return await self._send(route, request, target, _Sending(json.dumps(asked.members).encode()))
 
     async def _api(
         self, route: Route, verdict: Verdict, request: RequestHead, target: Target, *, hold: Hold
     ) -> bool:
-        """Judge a write of the REST API by the refs that its body names."""
+        """Judge a write of the REST API by the refs, or the repository, that its body names."""
         if "?" in target.path:
-            raise ClientBodyError("refs are limited, and the query could name another one")
+            raise ClientBodyError("the body is judged, and the query could say something else")
         members = await document(self._session, request, MAX_API, hold)
-        for ref in _refs(route, members):
+        if route.write is not None and route.write.heads:
+            verdict = source(self._policy, route.repo, members)
+            if not verdict.allow:
+                return self._refuse(verdict, route, request, target)
+            self._record(verdict, target, f"{request.method} {route.repo} pull request")
+        for ref in refs(route, members):
             verdict = self._policy.ref(ref)
             if not verdict.allow:
                 return self._refuse(verdict, route, request, target, ref=ref)
@@ -278,10 +295,15 @@ class GitRequests:
             dropped |= _DECODED if sending.whole is not None or coding_of(request) else set()
         fields = [field for field in request.fields if field[0].lower().replace(b"_", b"-") not in dropped]
         own: tuple[tuple[bytes, bytes], ...] = ()
+        kind = _KINDS.get(route.operation)
+        if kind is not None:
+            # Read as a form, or in another character set, the same bytes would say something else.
+            fields = [field for field in fields if field[0].lower().replace(b"_", b"-") != b"content-type"]
+            own = ((b"Content-Type", kind),)
         if route.operation == "lfs-batch":
             # The answer is read for the URLs that it hands out.
             fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
-            own = ((b"Accept-Encoding", b"identity"),)
+            own = (*own, (b"Accept-Encoding", b"identity"))
         if host in SIGNED_HOSTS:
             handed = self._gate.handed.find(host, request.method, target.path)
             given = request.index.get(b"authorization", b"")
@@ -328,16 +350,3 @@ async def _chained(held: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterat
 
 def _shown(command: Command) -> str:
     return f"{printable(command.ref)} {command.old[:_MAX_SHOWN]}..{command.new[:_MAX_SHOWN]}"
-
-
-def _refs(route: Route, members: dict[str, Any]) -> list[str]:
-    """Return the refs that the body of an API request names; raises ClientBodyError without one."""
-    refs = []
-    for member, prefix in () if route.write is None else route.write.members:
-        value = members.get(member)
-        if not isinstance(value, str) or not value or (prefix and value.startswith("refs/")):
-            raise ClientBodyError(f"refs are limited, and the member {member} names none")
-        if not is_ref(prefix + value):
-            raise ClientBodyError(f"the member {member} is no ref")
-        refs.append(prefix + value)
-    return refs
