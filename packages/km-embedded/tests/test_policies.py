@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +132,30 @@ def test_a_crash_at_any_point_leaves_the_old_policy_or_the_new_one(box, monkeypa
     other = plan("c.example", text=NEW)
     apply(box, other)
     assert box.sandbox(A, "policy.current")["version"] == other.digest()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_crash_between_the_two_files_of_a_policy_leaves_both_of_the_new_one(box, session, monkeypatch, at):
+    """A profile that was not the plan's would keep every later policy out."""
+    replace, seen = Path.replace, []
+
+    def die(self, target):
+        if target.name in {"plan.json", "profile.yaml"}:
+            seen.append(target.name)
+            if len(seen) > at:
+                raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            policy.apply_policy(session, box.get(), "file")
+    box.restart()
+
+    assert box.sandbox(A, "policy.current")["policy"]["network"]["hosts"][0]["pattern"] == "b.example"
+    again = policy.apply_policy(session, box.get(), "file")
+    assert again.before == again.after
+    assert "b.example" in (box.config.sandbox_dir(A) / "profile.yaml").read_text()
 
 
 def test_a_plan_on_the_disk_that_the_record_does_not_name_is_never_taken(box):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import ssl
 import time
 
 import pytest
 from attrs import evolve
 from gate_rig import AI, WEB, Rig, answer, ok, run, until
 
-from km_core.errors import GuardError, KmError, PlanError
+from km_core.errors import AuditError, ControlUnavailableError, GuardError, KmError, PlanError
 from km_core.plan import Grant, HostRule, NetworkPlan, policy_data, policy_version
 
+SLOW = 5
+"""Patience with a loaded machine."""
 OPEN = (HostRule(AI, "exact"), HostRule(WEB, "exact"))
 
 
@@ -72,8 +76,6 @@ def test_tunnels_that_are_no_longer_allowed_are_cut_and_no_other():
             await rig.serve(WEB, echo, cert=WEB)
             await rig.serve("other.test", echo, cert="other.test")
             await rig.up()
-            import ssl
-
             trust = ssl.create_default_context(cadata=rig.pki.pem)
             tunnels = {}
             for name in (WEB, "other.test"):
@@ -181,8 +183,6 @@ def test_an_expired_grant_cuts_its_tunnel():
             await rig.serve("other.test", echo, cert="other.test")
             await rig.up()
             await refresh(rig, grants=[Grant("other.test", time.time() + 0.8)])
-            import ssl
-
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1",
                 rig.front("other.test", 443),
@@ -267,5 +267,198 @@ def test_a_change_that_cannot_be_recorded_is_not_made():
                 await refresh(rig, hosts(rig.plan, HostRule("other.test", "exact")))
             assert not rig.gate.context.policy.name("other.test").allow
             assert not rig.gate._parts.lease.valid
+
+    run(main)
+
+
+@contextlib.contextmanager
+def full_disk(rig):
+    """The chain's file is /dev/full's: every write fails as on a full disk."""
+    chain, write = rig.gate._parts.chain, os.write
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "km_core.audit.chain.os.write", lambda fd, data: write(full if fd == chain._fd else fd, data)
+        )
+        yield
+    os.close(full)
+
+
+async def tunnel(rig, name):
+    trust = ssl.create_default_context(cadata=rig.pki.pem)
+    return await asyncio.open_connection("127.0.0.1", rig.front(name, 443), ssl=trust, server_hostname=name)
+
+
+def test_a_grant_ends_on_a_full_disk_too_and_nothing_begins_until_that_is_recorded():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve("other.test", echo, cert="other.test")
+            await rig.serve(WEB, ok(), tls=False)
+            await rig.up()
+            proxy = rig.proxy()
+            await refresh(rig, grants=[Grant("other.test", time.time() + 1.0)])
+            reader, writer = await tunnel(rig, "other.test")
+            ticking = asyncio.ensure_future(rig.gate._ticking())
+            with full_disk(rig):
+                await ended(reader)
+                await until(lambda: not rig.gate._parts.lease.valid)
+                assert not rig.gate._parts.dns.open
+            await until(lambda: not rig.gate.context.policy.name("other.test").allow)
+            rig.kmd.grants = []
+            assert await rig.gate._parts.lease.renew()
+            assert await get(rig, proxy, WEB) == 200
+            ticking.cancel()
+            writer.close()
+            changes = [e for e in rig.events() if e["kind"] == "policy_changed"]
+            assert len(changes) == 2
+
+    run(main)
+
+
+def test_what_a_policy_closes_is_cut_though_the_change_cannot_be_recorded():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact"), HostRule("other.test", "exact")]) as rig:
+            for name in (WEB, "other.test"):
+                await rig.serve(name, echo, cert=name)
+            await rig.up()
+            closed, kept = await tunnel(rig, WEB), await tunnel(rig, "other.test")
+            new = hosts(rig.plan, HostRule("other.test", "exact"))
+            with full_disk(rig):
+                with pytest.raises(AuditError):
+                    await refresh(rig, new)
+                await ended(closed[0])
+                assert not rig.gate._parts.lease.valid
+            assert (await refresh(rig, new))["policy_version"] == new.digest()
+            kept[1].write(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+            assert (await answer(kept[0]))[2] == b"hi"
+            for _, writer in (closed, kept):
+                writer.close()
+
+    run(main)
+
+
+def test_a_policy_that_cannot_be_read_cuts_what_is_open():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve(WEB, echo, cert=WEB)
+            await rig.up()
+            reader, writer = await tunnel(rig, WEB)
+            rig.kmd.do_policy_current = lambda: {"version": rig.kmd.plan.digest(), "policy": {"x": 1}}
+            with pytest.raises(PlanError, match="damaged"):
+                await refresh(rig, hosts(rig.plan, HostRule("other.test", "exact")))
+            await ended(reader)
+            writer.close()
+
+    run(main)
+
+
+def test_a_control_plane_that_dies_over_a_change_cuts_nothing_and_lets_nothing_begin():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve(WEB, echo, cert=WEB)
+            await rig.up()
+            reader, writer = await tunnel(rig, WEB)
+
+            def die():
+                raise ConnectionResetError
+
+            rig.kmd.do_policy_current = die
+            new = hosts(rig.plan, HostRule(WEB, "exact"), HostRule("other.test", "exact"))
+            with pytest.raises(ControlUnavailableError):
+                await refresh(rig, new)
+            assert not rig.gate._parts.lease.valid
+            writer.write(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+            assert (await answer(reader))[2] == b"hi"
+            del rig.kmd.do_policy_current
+            assert (await refresh(rig, new))["policy_version"] == new.digest()
+            writer.close()
+
+    run(main)
+
+
+def test_a_clock_that_is_set_back_prolongs_no_grant():
+    async def main():
+        async with Rig(hosts=[]) as rig:
+            await rig.up()
+            live, behind = rig.gate._parts.live, 0.0
+            live._clock = lambda: time.time() - behind
+            grant = Grant("other.test", time.time() + 1.0)
+            await refresh(rig, grants=[grant])
+            behind = 3600.0
+            live.expire()
+            assert rig.gate.context.policy.name("other.test").allow
+            await asyncio.sleep(1.1)
+            live.expire()
+            assert not rig.gate.context.policy.name("other.test").allow
+            # Nor when the control plane goes by the same clock and names it again.
+            await refresh(rig, grants=[grant])
+            assert not rig.gate.context.policy.name("other.test").allow
+
+    run(main)
+
+
+def test_a_clock_that_is_set_back_prolongs_no_life():
+    async def main():
+        async with Rig(hosts=[]) as rig:
+            rig.kmd.deadline = time.time() + 1.0
+            await rig.up()
+            lease = rig.gate._parts.lease
+            lease._wall = lambda: time.time() - 3600
+            assert lease.valid
+            await asyncio.sleep(1.1)
+            await lease.renew()
+            assert (lease.valid, lease.over) == (False, True)
+            rig.kmd.deadline += 3600
+            assert await lease.renew()
+            assert lease.valid
+
+    run(main)
+
+
+def test_a_grant_that_no_gate_was_asked_about_leaves_its_host_closed_and_the_others_open():
+    """Given to a stopped sandbox: the CA that it starts with does not sign for a model host."""
+
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve(WEB, ok(), tls=False)
+            await rig.up()
+            end = time.time() + 60
+            grants = [Grant(AI, end), Grant("a..b", end), Grant("other.test", end)]
+            told = await refresh(rig, grants=grants)
+            assert told["policy_version"] == policy_version(rig.plan.digest(), grants)
+            policy = rig.gate.context.policy
+            assert [policy.name(name).allow for name in (AI, "other.test")] == [False, True]
+            assert await get(rig, rig.proxy(), WEB) == 200
+
+    run(main)
+
+
+def test_two_hundred_tunnels_survive_policies_that_allow_them_and_end_within_a_second_when_not():
+    async def main():
+        both = [HostRule(WEB, "exact"), HostRule("other.test", "exact")]
+        async with Rig(hosts=both) as rig:
+            for name in (WEB, "other.test"):
+                await rig.serve(name, echo, cert=name)
+            await rig.up()
+            open_ = {name: [await tunnel(rig, name) for _ in range(100)] for name in (WEB, "other.test")}
+
+            async def ask(reader, writer, name):
+                writer.write(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                return (await answer(reader))[2]
+
+            for number in range(5):
+                asked = asyncio.gather(*(ask(*pair, name) for name in open_ for pair in open_[name]))
+                await refresh(rig, hosts(rig.plan, *both, HostRule(f"n{number}.test", "exact")))
+                assert set(await asked) == {b"hi"}
+
+            began = time.monotonic()
+            told = await refresh(rig, hosts(rig.plan, HostRule("other.test", "exact")))
+            assert told["cut"] == 100
+            await asyncio.gather(*(ended(reader) for reader, _ in open_[WEB]))
+            took = time.monotonic() - began
+            assert took < 1.0 * SLOW
+            assert {await ask(*pair, "other.test") for pair in open_["other.test"]} == {b"hi"}
+            for _, writer in (*open_[WEB], *open_["other.test"]):
+                writer.close()
 
     run(main)

@@ -280,7 +280,7 @@ class Gate:
             require_signing(found, authority)
             return found
 
-        live = LivePolicy(plan, control, compile_plan=compiled, install=install)
+        live = LivePolicy(plan, control, compile_plan=compiled, install=install, distrust=connections.cut_all)
         lease = Lease(control, on_deadline=connections.cut_all, follow=live.follow)
         alarms = NameAlarms(chain, control)
         burst, per_hour = given.dns_name_budget
@@ -355,7 +355,8 @@ class Gate:
             after: version of the new one.
 
         Raises:
-            AuditError: the change cannot be recorded; nothing was changed.
+            AuditError: the change cannot be recorded.  The rules are those from before, and what the new
+                ones do not allow is cut all the same.
         """
         context = self.context
         same_git = rules.policy.git == context.policy.git
@@ -370,14 +371,23 @@ class Gate:
                 or connection.destination.name not in context.dialer.overrides,
             )
         ]
-        context.evidence.event("policy_changed", policy_before=before, policy_after=after, cut=len(ended))
-        context.policy, context.meters = rules.policy, rules.meters
-        context.injections, context.aws = rules.injections, rules.aws
-        context.dialer.use(rules.policy, rules.own_allowed)
-        context.upstreams.forget()
-        self._parts.dns.policy = rules.policy
-        for connection in ended:
-            connection.cut()
+        try:
+            event = {
+                "kind": "policy_changed",
+                "policy_before": before,
+                "policy_after": after,
+                "cut": len(ended),
+            }
+            # Kept: whoever asked comes again with the same change.
+            self._parts.chain.append(event, kept=True)
+            context.policy, context.meters = rules.policy, rules.meters
+            context.injections, context.aws = rules.injections, rules.aws
+            context.dialer.use(rules.policy, rules.own_allowed)
+            context.upstreams.forget()
+            self._parts.dns.policy = rules.policy
+        finally:
+            for connection in ended:
+                connection.cut()
         return len(ended)
 
     async def answer(self, what: str, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -436,6 +446,14 @@ class Gate:
             self._parts.dns.open = self._parts.lease.valid
             try:
                 self._parts.live.expire()
+            except Exception as error:  # noqa: BLE001 - whatever it is: this loop goes on, and closed
+                # Rules that should have ended still stand: nothing may begin under them.
+                why = (
+                    error if isinstance(error, KmError) else KmError("a grant does not end", why=repr(error))
+                )
+                self._parts.lease.suspend(why)
+                self._parts.dns.open = False
+            try:
                 self._parts.log.flush()
             except KmError as error:
                 self._log.error("audit_not_written", error=str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class Lease:
         self._wall = wall
         self._until = 0.0
         self._deadline = 0.0
+        # The same deadline by the clock that nobody sets back.
+        self._ends = math.inf
         self._over = False
         self._tasks: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger("km.gate.lease")
@@ -77,9 +80,7 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether traffic may pass now."""
-        if self._over or self._clock() >= self._until:
-            return False
-        return not self._deadline or self._wall() < self._deadline
+        return not self._over and self._clock() < self._until and not self._passed()
 
     @property
     def over(self) -> bool:
@@ -112,7 +113,9 @@ class Lease:
             return False
         # Counted from the question: an answer that took long must not last longer than was meant.
         self._until = asked + valid_s
-        self._deadline = deadline
+        if deadline != self._deadline:
+            self._deadline = deadline
+            self._ends = self._clock() + deadline - self._wall() if deadline else math.inf
         self._check_deadline()
         return True
 
@@ -132,8 +135,18 @@ class Lease:
             await asyncio.sleep(_CHECK_S)
             self._check_deadline()
 
+    def suspend(self, error: KmError) -> None:
+        """Let nothing begin until the next renewal, because of *error*."""
+        if self._until:
+            self._log.error("lease_suspended", error=str(error))
+        self.error = error
+        self._until = 0.0
+
+    def _passed(self) -> bool:
+        return bool(self._deadline) and (self._wall() >= self._deadline or self._clock() >= self._ends)
+
     def _check_deadline(self) -> None:
-        passed = bool(self._deadline) and self._wall() >= self._deadline
+        passed = self._passed()
         if passed and not self._over:
             self._over = True
             self._log.warning("deadline_passed")

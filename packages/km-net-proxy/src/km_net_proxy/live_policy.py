@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from attrs import frozen
 
-from km_core.errors import GuardError, PlanError
+from km_core.errors import AuditError, ControlUnavailableError, GuardError, KmError, PlanError
 from km_core.plan import Grant, policy_version, with_policy
 from km_core.policy import NetworkPolicy, parse_address, with_grants
 from km_core.policy.aws import AwsGuard
@@ -125,6 +125,11 @@ def require_signing(rules: Rules, authority: Authority) -> None:
         )
 
 
+def _boot_time() -> float:
+    """Return a clock that neither jumps nor stops while the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LivePolicy:
     """
     What counts now.
@@ -135,7 +140,9 @@ class LivePolicy:
         compile_plan: compiles a plan with grants at a time; `compile_rules` with the rest bound.
         install: puts rules into force; called with them, the version before and the version after, and
             returns how many connections it cut.
+        distrust: called when nobody can say what is allowed: it cuts every connection.
         clock: Unix seconds.
+        elapsed: seconds that only grow, also while the host sleeps.
 
     Attributes:
         cut: connections that the last change cut.
@@ -148,7 +155,9 @@ class LivePolicy:
         *,
         compile_plan: Callable[[SandboxPlan, Sequence[Grant], float], Rules],
         install: Callable[[Rules, str, str], int],
+        distrust: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = _boot_time,
     ) -> None:
         self._plan = plan
         self._digest = plan.digest()
@@ -156,7 +165,11 @@ class LivePolicy:
         self._control = control
         self._compile = compile_plan
         self._install = install
+        self._distrust = distrust
         self._clock = clock
+        self._elapsed = elapsed
+        # When each grant ends by a clock that nobody sets back.
+        self._ends: dict[Grant, float] = {}
         self._log = structlog.get_logger("km.gate.policy")
         self.cut = 0
 
@@ -193,7 +206,16 @@ class LivePolicy:
         Raises:
             KmError: it cannot be taken over, or its change cannot be recorded.
         """
-        listed = self._alive(_grants(grants))
+        try:
+            await self._follow(version, _grants(grants))
+        except (AuditError, ControlUnavailableError):
+            raise
+        except KmError:
+            # The policy has changed to one that cannot be read: what is open may not be allowed any more.
+            self._distrust()
+            raise
+
+    async def _follow(self, version: str, leased: Sequence[Grant]) -> None:
         plan, digest = self._plan, self._digest
         if version not in {"", digest}:
             answer = await self._control.call("policy.current")
@@ -204,26 +226,64 @@ class LivePolicy:
                 raise PlanError("the control plane's policy cannot be read") from error
             if plan.digest() != digest:
                 raise PlanError("the control plane's policy is of another sandbox's plan")
+        self._ends = {grant: self._end_of(grant) for grant in leased}
+        listed = self._alive(leased)
         if digest != self._digest or listed != self._grants:
             self._change(plan, digest, listed)
 
     def expire(self) -> None:
-        """Close grants whose time is over; call it a few times a second."""
+        """
+        Close grants whose time is over; call it a few times a second.
+
+        Raises:
+            AuditError: it cannot be recorded.  What used them is cut; the caller lets nothing new begin
+                until the next lease has been taken over.
+        """
         if self._grants:
             alive = self._alive(self._grants)
             if alive != self._grants:
                 self._change(self._plan, self._digest, alive)
 
+    def _end_of(self, grant: Grant) -> float:
+        known = self._ends.get(grant)
+        return self._elapsed() + grant.expires_at - self._clock() if known is None else known
+
     def _alive(self, grants: Sequence[Grant]) -> tuple[Grant, ...]:
-        now = self._clock()
-        return tuple(grant for grant in grants if now < grant.expires_at)
+        now, elapsed = self._clock(), self._elapsed()
+        return tuple(
+            grant for grant in grants if now < grant.expires_at and elapsed < self._ends.get(grant, elapsed)
+        )
 
     def _change(self, plan: SandboxPlan, digest: str, grants: tuple[Grant, ...]) -> None:
-        rules = self._compile(plan, grants, self._clock())
+        rules = self._servable(plan, grants)
         before, after = self.version, policy_version(digest, grants)
         self.cut = self._install(rules, before, after)
         self._plan, self._digest, self._grants = plan, digest, grants
         self._log.info("policy_changed", policy_before=before, policy_after=after, cut=self.cut)
+
+    def _servable(self, plan: SandboxPlan, grants: Sequence[Grant]) -> Rules:
+        """
+        Compile a plan with those grants that this gate can serve.
+
+        A grant given while no gate ran could not be checked by one.  It only ever opens: left out, it
+        leaves its host closed and the rest of the policy as it is.
+        """
+        now = self._clock()
+        try:
+            return self._compile(plan, grants, now)
+        except KmError:
+            if not grants:
+                raise
+        served = [grant for grant in grants if self._serves(plan, grant, now)]
+        return self._compile(plan, served, now)
+
+    def _serves(self, plan: SandboxPlan, grant: Grant, now: float) -> bool:
+        try:
+            self._compile(plan, (grant,), now)
+        except KmError as error:
+            self._log.warning("grant_not_opened", entry=grant.entry, error=str(error))
+            return False
+        return True
 
 
 def still_allowed(connection: Connection, rules: Rules, *, same_git: bool, judge_peer: bool) -> bool:

@@ -64,13 +64,17 @@ def write_next(state_dir: Path, plan: SandboxPlan, profile_text: str) -> None:
 
 
 def take_next(state_dir: Path, plan: SandboxPlan) -> None:
-    """Let the waiting plan, which the record names by now, take the place of the one before."""
-    with contextlib.suppress(FileNotFoundError):
-        (state_dir / _NEXT[PLAN]).replace(state_dir / PLAN)
+    """
+    Let the waiting plan, which the record names by now, take the place of the one before.
+
+    The profile goes first: as long as the plan waits, a crash in between is made good by the next reader.
+    """
     waiting = state_dir / _NEXT[PROFILE]
     with contextlib.suppress(FileNotFoundError):
         if hashlib.sha256(waiting.read_bytes()).hexdigest() == plan.profile_digest:
             waiting.replace(state_dir / PROFILE)
+    with contextlib.suppress(FileNotFoundError):
+        (state_dir / _NEXT[PLAN]).replace(state_dir / PLAN)
 
 
 def _load(path: Path) -> SandboxPlan:
