@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from km_core.plan import HostRule
-from km_core.policy.aws import AwsEndpoint, AwsGuard, CredentialScope, account_of, aws_endpoint, judge_aws
+from km_core.policy.ai_hosts import ai_vendor
+from km_core.policy.aws import AwsGuard, CredentialScope, account_of, judge_aws, judge_call
+from km_core.policy.aws_hosts import SUFFIXES, AwsEndpoint, aws_endpoint
 from km_core.secrets import AwsAccess
 
 OURS = "AKIAQ3EGRMNSEXAMPLEX"
@@ -89,10 +91,137 @@ def test_a_key_id_that_does_not_say_its_account_has_none(key):
     assert account_of(key) == ""
 
 
-def judged(host, scope=SCOPE, access=ACCESS, method="PUT", path="/key"):
+@pytest.mark.parametrize(
+    ("name", "service"),
+    [
+        ("sqs.eu-west-1.amazonaws.com", "sqs"),
+        ("sts.amazonaws.com", "sts"),
+        ("sts-fips.us-east-1.amazonaws.com", "sts"),
+        ("fips.batch.us-east-1.amazonaws.com", "batch"),
+        ("runtime-fips.sagemaker.us-east-1.amazonaws.com", "sagemaker"),
+        ("eu-west-1.queue.amazonaws.com", "sqs"),
+        ("queue.amazonaws.com", "sqs"),
+        ("email.eu-west-1.amazonaws.com", "ses"),
+        ("api.ecr.eu-west-1.amazonaws.com", "ecr"),
+        ("streams.dynamodb.eu-west-1.amazonaws.com", "dynamodb"),
+        ("dynamodb.eu-west-1.api.aws", "dynamodb"),
+        ("iam.global.api.aws", "iam"),
+        ("sqs.eusc-de-east-1.amazonaws.eu", "sqs"),
+        ("sqs.cn-north-1.amazonaws.com.cn", "sqs"),
+        ("evil.execute-api.eu-west-1.amazonaws.com", ""),
+        ("evil.sqs.eu-west-1.amazonaws.com", ""),
+        ("a1b2.iot.eu-west-1.amazonaws.com", ""),
+        ("api.execute-api.eu-west-1.amazonaws.com", ""),
+        ("ec2-192-0-2-1.compute-1.amazonaws.com", ""),
+        ("ec2-192-0-2-1.eu-west-1.compute.amazonaws.com", ""),
+        ("evil.lambda-url.eu-west-1.on.aws", ""),
+        ("sqs.eu-west-1.on.aws", ""),
+    ],
+)
+def test_a_shared_host_is_its_own_service_and_every_other_form_is_none(name, service):
+    found = aws_endpoint(name)
+    assert found is not None
+    assert found.service == service
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        f"evil.execute-api.{REGION}.amazonaws.com",
+        f"web-1.{REGION}.elb.amazonaws.com",
+        f"ec2-192-0-2-1.{REGION}.compute.amazonaws.com",
+        "ec2-192-0-2-1.compute-1.amazonaws.com",
+        f"evil.lambda-url.{REGION}.on.aws",
+        f"evil.appsync-api.{REGION}.amazonaws.com",
+        f"evil.sqs.{REGION}.amazonaws.com",
+        f"evil.anything.{REGION}.amazonaws.com",
+        f"data.jobs.iot.{REGION}.amazonaws.com",
+    ],
+)
+def test_a_host_that_checks_no_signature_is_not_reached_with_a_claimed_one(host):
+    for service in ("sqs", "execute-api", "lambda", "iot", "compute"):
+        access = evolve(ACCESS, services=(service,))
+        assert judged(host, evolve(SCOPE, service=service), access) in ("tenant", "scope")
+
+
+def test_a_signature_for_another_service_does_not_pass():
+    access = evolve(ACCESS, services=("sqs", "sns", "sts", "cognito-idp", "ses"))
+    for service, expected in (("sqs", "allow"), ("sns", "scope"), ("sts", "scope")):
+        assert judged(f"sqs.{REGION}.amazonaws.com", evolve(SCOPE, service=service), access) == expected
+    assert judged(f"email.{REGION}.amazonaws.com", evolve(SCOPE, service="ses"), access) == "allow"
+    # Whoever asks may sign up there.
+    cognito = evolve(SCOPE, service="cognito-idp")
+    assert judged(f"cognito-idp.{REGION}.amazonaws.com", cognito, access) == "unsigned"
+
+
+def test_an_exactly_named_host_of_an_unknown_form_is_judged_by_its_signature():
+    host = f"data.jobs.sqs.{REGION}.amazonaws.com"
+    sqs = evolve(SCOPE, service="sqs")
+    assert judged(host, sqs) == "scope"
+    assert judged(host, sqs, named=True) == "allow"
+    assert judged(host, evolve(sqs, access_key_id="AKIAQ3EGRMNSEXAMPLEY"), named=True) == "key"
+
+
+def test_a_host_that_begins_with_an_account_is_the_operators():
+    access = evolve(ACCESS, services=("dynamodb",), accounts=("123456789012",))
+    scope = evolve(SCOPE, service="dynamodb")
+    assert judged(f"123456789012.ddb.{REGION}.amazonaws.com", scope, access) == "allow"
+    assert judged(f"123456789013.ddb.{REGION}.amazonaws.com", scope, access) == "key"
+
+
+@pytest.mark.parametrize("name", ["com", "amazonaws.com", "com.cn", "aws", "on.aws", "eu", "ic.gov"])
+def test_a_suffix_above_aws_opens_no_more_of_it(name):
+    guard = AwsGuard([HostRule(name, "suffix", source=f".{name}")], ACCESS)
+    below = [s for s in SUFFIXES if s == name or s.endswith(f".{name}")]
+    assert below
+    assert set(below) <= set(guard.subtrees)
+    assert all(guard.covers(f"x.execute-api.{REGION}.{suffix}") for suffix in below)
+    assert not guard.covers("example.com")
+
+
+def test_models_of_every_partition_are_counted():
+    assert ai_vendor("bedrock-runtime.eusc-de-east-1.amazonaws.eu") == "bedrock"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "allowed"),
+    [
+        ("/", b"Action=GetCallerIdentity&Version=2011-06-15", True),
+        ("/", b"Action=AssumeRole&RoleArn=arn", True),
+        ("/", b"Action=AssumeRoleWithWebIdentity&RoleArn=arn", False),
+        ("/", b"action=assumerolewithsaml", False),
+        ("/", b"Action=Assume%52oleWithWebIdentity", False),
+        ("/?Action=AssumeRoleWithWebIdentity", b"", False),
+        ("/?Action=AssumeRoleWithSAML", b"Action=GetCallerIdentity", False),
+        ("/", b'--x\r\ncontent-disposition: form-data; name="Action"\r\n\r\nAssumeRoleWithSAML', False),
+    ],
+)
+def test_calls_that_need_no_signature_do_not_pass_with_a_claimed_one(path, body, allowed):
+    assert judge_call(path, body).allow is allowed
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict"),
+    [
+        ("ours/key", "allow"),
+        ("/ours/key?versionId=1", "allow"),
+        ("%2Fours%2Fkey", "allow"),
+        ("theirs/key", "bucket"),
+        ("/theirs/key", "bucket"),
+        ("//theirs/key", "bucket"),
+        ("arn:aws:s3:eu-west-1:1:accesspoint/x/object/ours", "bucket"),
+        ("", "bucket"),
+    ],
+)
+def test_a_copy_reads_from_a_listed_bucket_only(source, verdict):
+    assert judged(f"ours.s3.{REGION}.amazonaws.com", copied=[source]) == verdict
+    assert judged(f"ours.s3.{REGION}.amazonaws.com", copied=["ours/key", source]) == verdict
+
+
+def judged(host, scope=SCOPE, access=ACCESS, method="PUT", path="/key", **rest):
     endpoint = aws_endpoint(host)
     assert endpoint is not None
-    verdict = judge_aws(access, endpoint, scope, method, path)
+    verdict = judge_aws(access, endpoint, scope, method, path, **rest)
     return "allow" if verdict.allow else verdict.rule.removeprefix("builtin:aws-")
 
 
@@ -117,6 +246,9 @@ def test_only_the_operators_key_service_region_and_bucket_pass():
         ("GET", "/ours?list-type=2", "allow"),
         ("PUT", "/theirs/key", "bucket"),
         ("PUT", "/theirs/../ours/key", "bucket"),
+        ("PUT", "/ours/../theirs/key", "bucket"),
+        ("PUT", "/ours/a/%2e%2e/../..%2ftheirs/key", "bucket"),
+        ("PUT", "/ours/a/../key", "allow"),
         ("PUT", "//ours/key", "bucket"),
         ("PUT", "/%6furs/key", "bucket"),
         ("PUT", "/", "bucket"),
@@ -166,7 +298,7 @@ def test_a_profile_that_names_aws_is_judged_and_one_that_allows_everything_is_no
     assert not guard.covers("mine.s3.amazonaws.com")
     assert not guard.covers("sns.eu-west-1.api.aws")
     assert set(guard.subtrees) == {"amazonaws.com", "sqs.eu-west-1.api.aws"}
-    assert not AwsGuard([HostRule("*", "any"), HostRule("com", "suffix")], ACCESS).covers("s3.amazonaws.com")
+    assert not AwsGuard([HostRule("*", "any")], ACCESS).covers("s3.amazonaws.com")
 
 
 def test_githubs_bucket_is_judged_by_repository_where_repositories_are_listed():

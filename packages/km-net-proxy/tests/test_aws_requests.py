@@ -178,6 +178,108 @@ def test_each_request_of_a_kept_connection_is_judged():
     run(main)
 
 
+def test_a_host_of_one_customer_is_not_reached_with_a_claimed_signature():
+    async def main():
+        async with rig() as r:
+            names = [f"evil.execute-api.{REGION}.amazonaws.com", f"web-1.{REGION}.elb.amazonaws.com"]
+            servers = [await r.serve(name, ok(b"thanks")) for name in names]
+            await r.up()
+            for name in names:
+                reader, writer = await r.tls(name)
+                for service in ("sqs", "sts"):
+                    value = HEADER.replace("/s3/", f"/{service}/")
+                    writer.write(
+                        f"GET /x HTTP/1.1\r\nHost: {name}\r\nAuthorization: {value}\r\n\r\n".encode()
+                    )
+                    status, _, body = await answer(reader)
+                    assert status == 403
+                    assert b"builtin:aws-tenant" in body
+                writer.close()
+            assert not any(server.requests for server in servers)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "option", ["authorization", "close, Authorization", "x-amz-date", "x-amz-security-token"]
+)
+def test_the_connection_field_cannot_take_the_signature_away_after_it_was_judged(option):
+    async def main():
+        async with rig() as r:
+            server = await r.serve(f"ours.{S3}", ok())
+            await r.up()
+            reader, writer = await r.tls(f"ours.{S3}")
+            writer.write(
+                f"GET /k HTTP/1.1\r\nHost: ours.{S3}\r\nAuthorization: {HEADER}\r\nConnection: {option}\r\n\r\n".encode()
+            )
+            status, _, body = await answer(reader)
+            writer.close()
+            assert status == 403
+            assert b"builtin:aws-unsigned" in body
+            assert not server.requests
+
+    run(main)
+
+
+def test_the_vendors_client_asks_who_it_is_and_a_call_without_signature_is_refused():
+    identity = (
+        b"<GetCallerIdentityResponse><GetCallerIdentityResult><Account>1</Account>"
+        b"</GetCallerIdentityResult></GetCallerIdentityResponse>"
+    )
+
+    async def main():
+        async with rig() as r:
+            server = await r.serve(f"sts.{REGION}.amazonaws.com", ok(identity, b"Content-Type: text/xml"))
+            await r.up()
+            proxy = r.proxy()
+
+            def work():
+                mine = client(r, proxy, "sts")
+                assert mine.get_caller_identity()["Account"] == "1"
+                # The vendor's client does not sign this call.
+                arguments = {"RoleArn": f"arn:aws:iam::{'9' * 12}:role/r", "RoleSessionName": "secret"}
+                call = mine.assume_role_with_web_identity
+                assert "not signed" in refused(call, WebIdentityToken="x" * 8, **arguments)
+
+            await asyncio.to_thread(work)
+            host, body = (
+                f"sts.{REGION}.amazonaws.com",
+                b"Action=AssumeRoleWithWebIdentity&RoleSessionName=secret",
+            )
+            value = HEADER.replace("/s3/", "/sts/")
+            reader, writer = await r.tls(host)
+            head = f"POST / HTTP/1.1\r\nHost: {host}\r\nAuthorization: {value}\r\n"
+            for extra in ("", "Content-Encoding: gzip\r\n"):
+                writer.write(f"{head}{extra}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                status, _, said = await answer(reader)
+                assert status == 403
+                assert b"builtin:aws-unsigned" in said
+            writer.close()
+            assert [body for _, body in server.requests] == [b"Action=GetCallerIdentity&Version=2011-06-15"]
+
+    run(main)
+
+
+def test_the_vendors_client_copies_from_a_listed_bucket_only():
+    async def main():
+        async with rig() as r:
+            copied = b"<CopyObjectResult><ETag>x</ETag></CopyObjectResult>"
+            server = await r.serve(f"ours.{S3}", ok(copied))
+            await r.up()
+            proxy = r.proxy()
+
+            def work():
+                mine = client(r, proxy, "s3", s3={"addressing_style": "virtual"})
+                mine.copy_object(Bucket="ours", Key="k", CopySource={"Bucket": "ours", "Key": "a"})
+                theirs = {"Bucket": "theirs", "Key": "a"}
+                assert "bucket theirs" in refused(mine.copy_object, Bucket="ours", Key="k", CopySource=theirs)
+
+            await asyncio.to_thread(work)
+            assert len(server.requests) == 1
+
+    run(main)
+
+
 def test_a_bucket_that_the_profile_names_exactly_is_passed_on_unopened():
     async def main():
         name = f"public.{S3}"

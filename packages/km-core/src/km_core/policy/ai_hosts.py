@@ -78,7 +78,14 @@ _SUFFIXES: dict[str, str] = {
     "api.baseten.co": "baseten",
 }
 
-_AWS_SUFFIXES = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
+_AWS_SUFFIXES = (
+    ".amazonaws.com",
+    ".amazonaws.com.cn",
+    ".amazonaws.eu",
+    ".api.aws",
+    ".api.amazonwebservices.com.cn",
+    ".api.amazonwebservices.eu",
+)
 _GOOGLE_REGIONAL = "-aiplatform.googleapis.com"
 
 

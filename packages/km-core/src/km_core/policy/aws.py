@@ -3,8 +3,8 @@ AWS hosts, and whether one signed request to them is the operator's.
 
 One suffix such as ``.amazonaws.com`` opens every account's buckets and queues.  What tells them apart is
 in the request: the scope of its signature (Signature Version 4: access key, date, region, service) and,
-for S3, the bucket.  Host forms are those of the "AWS service endpoints" and "Amazon S3 virtual hosting"
-pages of the vendor's reference.
+for S3, the bucket.  A host that does not check signatures (one customer's API, function, machine) would
+take any claim, so below a suffix only the vendor's own shared hosts pass, each for its own service.
 """
 
 from __future__ import annotations
@@ -14,94 +14,29 @@ import binascii
 import functools
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from attrs import frozen
 
+from km_core.policy.aws_hosts import SUFFIXES, AwsEndpoint, aws_endpoint
 from km_core.policy.github import GIT_HOSTS
 from km_core.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from km_core.plan import HostRule
     from km_core.secrets import AwsAccess
 
-SUFFIXES = ("amazonaws.com", "amazonaws.com.cn", "api.aws", "api.amazonwebservices.com.cn")
-
-_REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]+){1,3}-[0-9]{1,2}\Z")
-_S3 = re.compile(r"s3(?:-[a-z0-9-]+|express-[a-z0-9-]+)?\Z")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}\Z")
 _KEY = re.compile(r"A[A-Z]{3}[A-Z2-7]{12,124}\Z")
 _ACCOUNT_MASK = 0x7FFFFFFFFF80
-# Words below which the label before is one customer's own endpoint, not a service that all share.
-_TENANTS = frozenset(
-    {
-        "execute-api",
-        "elb",
-        "rds",
-        "ecr",
-        "cache",
-        "es",
-        "aoss",
-        "eks",
-        "redshift",
-        "docdb",
-        "compute",
-        "elasticbeanstalk",
-    }
-    | {
-        "neptune",
-        "memorydb",
-        "dax",
-        "mq",
-        "kafka",
-        "transfer",
-        "appsync-api",
-        "elasticloadbalancing",
-        "awsapprunner",
-    }
+_ANSWERS_UNSIGNED = frozenset(
+    {"cognito-identity", "cognito-idp", "signin", "sso", "awsssoportal", "sso-oauth", "oidc"}
 )
-
-
-@frozen
-class AwsEndpoint:
-    """
-    What an AWS host name says.
-
-    Attributes:
-        region: the region in the name; empty when it has none.
-        s3: whether it is a form of S3's.
-        bucket: what stands before S3's label (bucket, access point, account); empty in path style.
-        tenant: the name belongs to one customer (a bucket, a load balancer, a database).
-        known: the form is one that can be judged; interface endpoints of a VPC are not.
-    """
-
-    region: str
-    s3: bool
-    bucket: str
-    tenant: bool
-    known: bool = True
-
-
-@functools.lru_cache(maxsize=1024)
-def aws_endpoint(name: str) -> AwsEndpoint | None:
-    """Return what a canonical name says when it is below an AWS suffix, else None."""
-    suffix = next((s for s in SUFFIXES if name.endswith("." + s)), None)
-    if suffix is None:
-        return None
-    labels = name[: -len(suffix) - 1].split(".")
-    region = next((label for label in reversed(labels) if _REGION.match(label)), "")
-    if labels[-1] == "vpce":
-        return AwsEndpoint(region, s3=False, bucket="", tenant=False, known=False)
-    at = next((i for i in reversed(range(len(labels))) if _S3.match(labels[i])), None)
-    # After S3's label only words of the endpoint follow; otherwise it is part of some other name.
-    if at is not None and all(part == "dualstack" or _REGION.match(part) for part in labels[at + 1 :]):
-        bucket = ".".join(labels[:at])
-        legacy = labels[at].removeprefix("s3-").removeprefix("website-")
-        return AwsEndpoint(
-            region or (legacy if _REGION.match(legacy) else ""), s3=True, bucket=bucket, tenant=bool(bucket)
-        )
-    return AwsEndpoint(region, s3=False, bucket="", tenant=not _TENANTS.isdisjoint(labels[1:]))
+"""Services that work for whoever asks, so that a signature need not be true."""
+_UNSIGNED_CALL = "assumerolewith"
+"""How the calls of the service ``sts`` begin that need no signature."""
 
 
 @frozen
@@ -131,7 +66,14 @@ def account_of(access_key_id: str) -> str:
 
 
 def judge_aws(
-    access: AwsAccess, endpoint: AwsEndpoint, scope: CredentialScope, method: str, path: str
+    access: AwsAccess,
+    endpoint: AwsEndpoint,
+    scope: CredentialScope,
+    method: str,
+    path: str,
+    *,
+    copied: Sequence[str] = (),
+    named: bool = False,
 ) -> Verdict:
     """
     Say whether a signed request is the operator's.
@@ -142,6 +84,8 @@ def judge_aws(
         scope: of the request's signature.
         method: of the request.
         path: request target in origin form, with its query.
+        copied: values of ``x-amz-copy-source``: what S3 is asked to read.
+        named: the profile names the host exactly.
     """
     key = scope.access_key_id
     if key not in access.access_key_ids and (account_of(key) or "?") not in access.accounts:
@@ -157,24 +101,81 @@ def judge_aws(
     for region in {scope.region, endpoint.region} - {""}:
         if region not in access.regions:
             return _denied("builtin:aws-scope", f"region {region} is not in aws.regions of the configuration")
-    if endpoint.s3 is not scope.service.startswith("s3"):
-        return _denied("builtin:aws-scope", f"service {scope.service} does not belong to this host")
-    return _judge_bucket(access, endpoint, method, path) if endpoint.s3 else _ALLOWED
+    if endpoint.s3:
+        if not scope.service.startswith("s3"):
+            return _foreign(scope.service)
+        return _judge_bucket(access, endpoint, method, path, copied)
+    return _judge_host(access, endpoint, scope, named=named)
 
 
-def _judge_bucket(access: AwsAccess, endpoint: AwsEndpoint, method: str, path: str) -> Verdict:
+def _judge_host(access: AwsAccess, endpoint: AwsEndpoint, scope: CredentialScope, *, named: bool) -> Verdict:
+    """Say whether the signature is for the service that the host is; otherwise nobody may check it."""
+    if endpoint.tenant:
+        return _denied(
+            "builtin:aws-tenant",
+            "the host is one customer's own, where a signature proves nothing; the profile has to name it exactly",
+        )
+    if not endpoint.service and not named:
+        return _denied(
+            "builtin:aws-scope",
+            "the host is no known form of a shared service; the profile has to name it exactly",
+        )
+    if (endpoint.service or scope.service) != scope.service:
+        return _foreign(scope.service)
+    if scope.service in _ANSWERS_UNSIGNED:
+        return _denied("builtin:aws-unsigned", f"service {scope.service} answers without checking signatures")
+    if endpoint.account and endpoint.account not in (*access.accounts, account_of(scope.access_key_id)):
+        return _denied("builtin:aws-key", "the host belongs to an account that is not the operator's")
+    return _ALLOWED
+
+
+def reads_body(endpoint: AwsEndpoint, scope: CredentialScope) -> bool:
+    """Say whether `judge_call` has to see the request's body."""
+    return scope.service == "sts" and not endpoint.s3
+
+
+def judge_call(path: str, body: bytes) -> Verdict:
+    """
+    Say whether a request to the service ``sts`` is a call that is checked by its signature.
+
+    Args:
+        path: request target in origin form, with its query.
+        body: the whole body, without content coding.
+    """
+    for text in (path, body.decode("latin-1")):
+        # Wherever it stands: parameters come in the query, in a form, in parts.
+        if _UNSIGNED_CALL in unquote(text).lower():
+            return unsigned("a call for a web identity or SAML is answered without a signature")
+    return _ALLOWED
+
+
+def _judge_bucket(
+    access: AwsAccess, endpoint: AwsEndpoint, method: str, path: str, copied: Sequence[str]
+) -> Verdict:
     if "*" in access.buckets:
         return _ALLOWED
+    for source in copied:
+        bucket = unquote(source).removeprefix("/").partition("/")[0]
+        if bucket not in access.buckets:
+            return _not_listed(bucket)
     bucket = endpoint.bucket
     if not bucket:
         bucket = path.partition("?")[0].lstrip("/").partition("/")[0]
         if not bucket and path.partition("?")[0] == "/" and method in ("GET", "HEAD"):
             return _ALLOWED  # the list of the account's own buckets
-        if not path.startswith("/") or path.startswith("//") or not _BUCKET.match(bucket):
+        if not path.startswith("/") or path.startswith("//") or not _BUCKET.match(bucket) or _climbs(path):
             return _denied("builtin:aws-bucket", "the path does not name one bucket")
-    if bucket in access.buckets:
-        return _ALLOWED
-    return _denied("builtin:aws-bucket", f"bucket {bucket[:80]} is not in aws.buckets of the configuration")
+    return _ALLOWED if bucket in access.buckets else _not_listed(bucket)
+
+
+def _climbs(path: str) -> bool:
+    """Say whether dot segments lead out of the first segment of a path."""
+    depth = 0
+    for segment in unquote(path.partition("?")[0]).strip("/").split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(segment, 1)
+        if depth < 1:
+            return True
+    return False
 
 
 class AwsGuard:
@@ -183,7 +184,8 @@ class AwsGuard:
 
     Judged is every AWS host that the profile names by suffix, and those named exactly that all customers
     share (``sqs.eu-west-1.amazonaws.com``).  A host named exactly that is one customer's own (a bucket, a
-    load balancer) is the profile's choice.  A profile that allows every name is not asked.
+    load balancer) is the profile's choice.  A suffix above AWS (``.com``) counts; a profile that allows
+    every name (``*``) is not asked.
 
     Args:
         hosts: the plan's rules.
@@ -199,8 +201,8 @@ class AwsGuard:
         for rule in hosts:
             if rule.kind == "exact":
                 self._exact.add(rule.pattern)
-            elif rule.kind in ("suffix", "subdomains") and _below_aws(rule.pattern):
-                suffixes.add(rule.pattern)
+            elif rule.kind in ("suffix", "subdomains"):
+                suffixes |= _aws_part(rule.pattern)
         self._suffixes = tuple(sorted(suffixes))
         self._covered = functools.lru_cache(maxsize=1024)(self._covers)
 
@@ -208,6 +210,10 @@ class AwsGuard:
     def subtrees(self) -> tuple[str, ...]:
         """Names that certificates are needed for, themselves and what is below them."""
         return (*self._suffixes, *sorted(name for name in self._exact if self.covers(name)))
+
+    def named(self, name: str) -> bool:
+        """Say whether the profile names a host exactly."""
+        return name in self._exact
 
     def covers(self, name: str) -> bool:
         """Say whether requests to a canonical name are judged by their signature."""
@@ -227,8 +233,19 @@ def unsigned(reason: str) -> Verdict:
     return _denied("builtin:aws-unsigned", reason)
 
 
-def _below_aws(pattern: str) -> bool:
-    return any(pattern == suffix or pattern.endswith("." + suffix) for suffix in SUFFIXES)
+def _aws_part(pattern: str) -> set[str]:
+    """Return what a suffix opens of AWS: itself, or the names below it that AWS has."""
+    if any(pattern == suffix or pattern.endswith("." + suffix) for suffix in SUFFIXES):
+        return {pattern}
+    return {suffix for suffix in SUFFIXES if suffix.endswith("." + pattern)}
+
+
+def _foreign(service: str) -> Verdict:
+    return _denied("builtin:aws-scope", f"service {service} does not belong to this host")
+
+
+def _not_listed(bucket: str) -> Verdict:
+    return _denied("builtin:aws-bucket", f"bucket {bucket[:80]} is not in aws.buckets of the configuration")
 
 
 def _denied(rule: str, reason: str) -> Verdict:

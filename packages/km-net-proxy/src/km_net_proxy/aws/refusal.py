@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from km_net_proxy.http.refusal import printable
 
 if TYPE_CHECKING:
-    from km_core.policy.aws import AwsEndpoint
+    from km_core.policy.aws_hosts import AwsEndpoint
     from km_core.types import Verdict
 
 CODE = "KmPolicyDenied"

@@ -133,7 +133,8 @@ class Session:
         if git is not None and self.gate.filters_git(host):
             return await GitRequests(self, git).serve(request, target)
         if self.gate.aws is not None and self.gate.aws.covers(host):
-            judge_aws_request(self.gate, self.gate.aws, request, target)
+            body = await judge_aws_request(self, self.gate.aws, request, target)
+            return await self.forward(request, target, body)
         return await self.forward(request, target)
 
     async def _sending(self, request: RequestHead, target: Target) -> Sending:
@@ -291,15 +292,18 @@ class Session:
             await self.linger()
         return not close
 
-    async def forward(self, request: RequestHead, target: Target) -> bool:
-        """Carry out a request that no meter is concerned with."""
+    async def forward(self, request: RequestHead, target: Target, body: bytes | None = None) -> bool:
+        """Carry out a request that no meter is concerned with; *body* when it has been read already."""
         sending = await self._sending(request, target)
-        head = request_head(request, sending.path, target.host, sending.fields, own=sending.own)
+        length = None if body is None else len(body)
+        head = request_head(
+            request, sending.path, target.host, sending.fields, length=length, own=sending.own
+        )
         exchange = Exchange(self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S)
         upstream = await self.open(target)
         while True:
             try:
-                outcome, reusable = await exchange.run(upstream, head)
+                outcome, reusable = await exchange.run(upstream, head, body)
             except UpstreamLostError as error:
                 upstream.stream.abort()
                 replay = (
