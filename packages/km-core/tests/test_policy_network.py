@@ -289,3 +289,23 @@ def test_a_wide_range_opens_no_private_address_to_a_name():
 
     for text in ("10.0.0.1", "192.168.1.1", "127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fd00::1"):
         assert not policy.resolved("a.example.org", ip_address(text), 443).allow, text
+
+
+@pytest.mark.parametrize("name", ["printer", "nas.local", "db.internal", "x.home.arpa", "a.lan", "y.test"])
+def test_a_star_opens_no_name_of_the_operators_network(name):
+    wide = policy("*")
+    assert wide.name(name).rule == wide.connect(name, 443).rule == "builtin:local-name"
+    assert explain_egress(wide, f"https://{name}/").rule == "builtin:local-name"
+    for entry in (name, f".{name}", f"{name}:8443"):
+        assert policy("*", entry).connect(name, 8443 if ":" in entry else 443).allow
+    assert policy("*", private_hosts=[(name, "10.0.0.7/32")]).connect(name, 443).allow
+    assert not policy(private_hosts=[(name, "10.0.0.7/32")]).connect(name, 443).allow
+
+
+def test_only_an_exact_rule_leads_a_name_to_a_public_resolver():
+    for entry in ("*", ".example.org", "*.example.org"):
+        verdict = policy(entry).resolved("x.example.org", ip_address("8.8.8.8"))
+        assert (verdict.allow, verdict.rule) == (False, "builtin:public-resolver")
+        mapped = policy(entry).resolved("x.example.org", ip_address("::ffff:1.1.1.1"))
+        assert mapped.rule == "builtin:public-resolver"
+    assert policy("x.example.org").resolved("x.example.org", ip_address("8.8.8.8")).allow

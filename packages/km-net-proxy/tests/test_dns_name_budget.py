@@ -21,6 +21,7 @@ from km_core.plan import NetworkPlan
 from km_core.policy import NetworkPolicy, compile_pattern
 from km_net_proxy.dns.answer import REFUSED, A
 from km_net_proxy.dns.name_budget import MAX_NAMES, MAX_SUFFIXES, RULE, NameBudget
+from km_net_proxy.dns.registries import pairs
 from km_net_proxy.http.dial import DialDenied, Dialer, DialError
 
 ENTRIES = (".allowed.test", "*.deep.example.org", "api.exact.test", "exact.allowed.test")
@@ -134,6 +135,24 @@ def test_wide_rules_give_each_owner_one_budget(entry, suffix):
     assert subject.charge(f"{label(60)}.{label(60)}.{zone}") is not None
     if "org" in entry or entry == "*":
         assert subject.charge("www.other.org") is None
+
+
+@pytest.mark.parametrize("owned", ["co.de", "com.se", "net.de", "or.io", "go.cc", "edu.de"])
+def test_a_name_that_only_looks_like_a_registry_is_one_budget(owned):
+    subject = budget(["*"])
+    out = 0
+    for _ in range(100):
+        if subject.charge(f"{label()}.{owned}") is not None:
+            break
+        out += 25
+    assert out <= 256
+
+
+def test_every_registry_is_one_in_the_public_suffix_list():
+    known = pytest.importorskip("publicsuffixlist", reason="publicsuffixlist is not installed")
+    suffixes = known.PublicSuffixList(only_icann=True)
+    owned = [pair for pair in pairs() if suffixes.publicsuffix(f"{label(10)}.{pair}") != pair]
+    assert owned == []
 
 
 def test_one_registered_name_below_a_star_is_one_budget_however_its_labels_are_split():
@@ -252,6 +271,36 @@ def test_an_alarm_that_cannot_be_recorded_stops_the_question():
         assert len(upstream.seen) <= 22
 
     ask({}, test, budget=subject)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_alarm_that_could_not_be_recorded_is_still_told_later(level):
+    disk = {"full": False}
+    alarms = []
+
+    def record(alarm):
+        if disk["full"]:
+            raise AuditError("the disk is full")
+        alarms.append(alarm.exhausted)
+
+    subject = NameBudget(
+        lambda _name: "free.test", burst_bytes=256, bytes_per_hour=0, on_alarm=record, clock=Clock()
+    )
+
+    def ask_until(many):
+        for _ in range(50):
+            if len(alarms) >= many:
+                break
+            subject.charge(f"{label()}.free.test")
+
+    ask_until(level - 1)
+    disk["full"] = True
+    for _ in range(2):
+        with pytest.raises(AuditError):
+            ask_until(2)
+    disk["full"] = False
+    ask_until(2)
+    assert alarms == [False, True]
 
 
 @pytest.mark.parametrize("passthrough", [False, True])

@@ -29,6 +29,8 @@ ZONE = {
     "mapped.allowed.test": ["::ffff:a00:1"],
     "mixed.allowed.test": ["10.0.0.1", "93.184.216.34"],
     "mirror.allowed.test": ["10.0.0.5"],
+    "doh.allowed.test": ["8.8.8.8", "1.1.1.1"],
+    "mine.allowed.test": ["9.9.9.9"],
     "empty.allowed.test": [],
     "dead.allowed.test": None,
 }
@@ -299,6 +301,65 @@ def test_our_addresses_have_names(tmp_path):
     run(tmp_path, test)
 
 
+def test_our_addresses_have_names_below_a_star_and_others_are_not_asked_about(tmp_path):
+    async def test(gate):
+        await gate.ask("good.allowed.test")
+        message = await gate.ask("0.1.18.198.in-addr.arpa", "PTR")
+        assert first(message) == "good.allowed.test."
+        for qtype in ("PTR", "A"):
+            assert (await gate.ask("1.0.0.10.in-addr.arpa", qtype)).header.rcode == 3
+        assert set(gate.zone.heard) == {"good.allowed.test"}
+
+    run(tmp_path, test, entries=("*", ".allowed.test"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "printer",
+        "wpad",
+        "nas.local",
+        "x.home.arpa",
+        "db.internal",
+        "a.lan",
+        "intranet.corp",
+        "x.onion",
+        "y.alt",
+    ],
+)
+def test_names_of_the_operators_network_do_not_leave_below_a_star(tmp_path, name):
+    async def test(gate):
+        for qtype in ("A", "AAAA", "SRV", "PTR"):
+            message = await gate.ask(name, qtype, edns=True)
+            assert message.header.rcode == 3
+            assert b"builtin:local-name" in message.ar[0].rdata[0].data
+        assert gate.zone.heard == []
+        assert {rule for _allow, rule, *_ in gate.decisions} == {"builtin:local-name"}
+
+    run(tmp_path, test, entries=("*",))
+
+
+def test_names_of_the_operators_network_are_asked_for_when_a_rule_names_them(tmp_path):
+    async def test(gate):
+        for name in ("nas.local", "a.corp.internal", "registry"):
+            await gate.ask(name)
+        assert set(gate.zone.heard) == {"nas.local", "a.corp.internal", "registry"}
+
+    run(tmp_path, test, entries=("*", "nas.local", ".corp.internal", "registry"))
+
+
+@pytest.mark.parametrize("passthrough", [False, True])
+def test_a_name_that_leads_to_a_public_resolver_is_not_answered(tmp_path, passthrough):
+    async def test(gate):
+        message = await gate.ask("doh.allowed.test", edns=True)
+        assert message.header.rcode == 3
+        assert gate.decisions[-1][:2] == (False, "builtin:public-resolver")
+        # One that a rule names exactly is the operator's own choice.
+        assert (await gate.ask("mine.allowed.test")).header.rcode == 0
+
+    run(tmp_path, test, entries=(".allowed.test", "mine.allowed.test"), passthrough=passthrough)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.8.7", "::1"])
 def test_the_answer_comes_from_the_address_that_was_asked(tmp_path, host):
     async def test(gate):
@@ -453,23 +514,25 @@ def test_any_packet_is_answered_or_dropped(data):
 
 
 def test_the_bench_server_answers():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "km_net_proxy.dns.bench_server", "--listen", f"127.0.0.1:{port}", "--upstream",
-               "127.0.0.1:9", "--allow", "allowed.test", "--audit"]  # fmt: skip
-    process = subprocess.Popen(command)
-    try:
+    deadline = time.monotonic() + 60
+    answer = b""
+    while not answer and time.monotonic() < deadline:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.2)
-            sock.connect(("127.0.0.1", port))
-            deadline = time.monotonic() + 60
-            answer = b""
-            while not answer and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    sock.send(query("evil.test"))
-                    answer = sock.recv(512)
-        assert answer[3] & 15 == 3
-    finally:
-        process.terminate()
-        process.wait(60)
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        # Somebody else may take the port before the server does; then it ends, and another one is tried.
+        command = [sys.executable, "-m", "km_net_proxy.dns.bench_server", "--listen", f"127.0.0.1:{port}",
+                   "--upstream", "127.0.0.1:9", "--allow", "allowed.test", "--audit"]  # fmt: skip
+        process = subprocess.Popen(command)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(0.2)
+                sock.connect(("127.0.0.1", port))
+                while not answer and process.poll() is None and time.monotonic() < deadline:
+                    with contextlib.suppress(OSError):
+                        sock.send(query("evil.test"))
+                        answer = sock.recv(512)
+        finally:
+            process.terminate()
+            process.wait(60)
+    assert answer[3] & 15 == 3

@@ -28,10 +28,16 @@ class Upstream(asyncio.DatagramProtocol):
 
     async def __aenter__(self):
         loop = asyncio.get_running_loop()
-        self.transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
-        self.address = self.transport.get_extra_info("sockname")
-        self.server = await asyncio.start_server(self.stream, *self.address)
-        return self
+        while True:
+            self.server = await asyncio.start_server(self.stream, "127.0.0.1", 0)
+            self.address = self.server.sockets[0].getsockname()
+            try:
+                await loop.create_datagram_endpoint(lambda: self, local_addr=self.address)
+            except OSError:
+                # The number is free for TCP only: some client's socket has it for UDP.
+                self.server.close()
+                continue
+            return self
 
     async def __aexit__(self, *exc):
         self.transport.close()

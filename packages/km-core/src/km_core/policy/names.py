@@ -12,6 +12,12 @@ INSIDE_NAME = "km.internal"
 MAX_NAME = 253
 """Longest name in text form without its last dot, in octets (RFC 1035 section 2.3.4)."""
 
+_LOCAL = frozenset(
+    # RFC 6761 (test, invalid), 6762 with appendix G (what home and office networks use), 7686, 9476,
+    # ICANN board resolution 2024.07.29.06 (internal); arpa holds RFC 6303's zones and RFC 8375's home.arpa.
+    {"test", "invalid", "local", "lan", "home", "corp", "intranet", "internal", "private", "onion", "alt", "arpa"}
+)
+
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 # The last label must not read as a number: URL parsers take such a host for an IPv4 address
 # (WHATWG URL, "ends in a number"), so 1.2.3.4.5, x.09 and 0x7f.0x1 are nobody's names.
@@ -45,6 +51,16 @@ def canonical_name(text: str) -> str:
     if "xn--" in name:
         _check_a_labels(name)
     return name
+
+
+def is_local_name(name: str) -> bool:
+    """
+    Say whether a canonical name means nothing in the public DNS: one label, or below a special-use domain.
+
+    Asked of a resolver it tells the network around the operator what the sandbox looks for, and what
+    answers is a machine of that network.
+    """
+    return name[name.rfind(".") + 1 :] in _LOCAL or "." not in name
 
 
 def _to_ascii(name: str) -> str:

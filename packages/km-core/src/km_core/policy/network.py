@@ -18,7 +18,7 @@ from km_core.policy.addresses import (
 )
 from km_core.policy.ai_hosts import ai_vendor
 from km_core.policy.github import GIT_HOSTS, SSH_HOST, is_git_host
-from km_core.policy.names import INSIDE_NAME, canonical_name
+from km_core.policy.names import INSIDE_NAME, canonical_name, is_local_name
 from km_core.policy.public_resolvers import is_public_resolver, is_resolver_address
 from km_core.policy.repos import GitPolicy
 from km_core.types import Verdict
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from km_core.plan import GitPlan, NetworkPlan
+    from km_core.policy.authority import Authority
 
 WEB_PORTS = (443, 80)
 INSIDE_PORT = 80
@@ -180,11 +181,23 @@ class NetworkPolicy:
                 self._shared[key] = verdict
         return verdict
 
-    def _guard(self, name: str, layer: str) -> Verdict | None:
-        """Return the built-in denial of a canonical name, which no allow rule outweighs."""
+    def _guard(self, name: str, layer: str, rule: _Ports, *, listed: bool = False) -> Verdict | None:
+        """
+        Return the built-in denial of a canonical name that *rule* opens, which it does not outweigh.
+
+        Some are outweighed by a rule for exactly this name; *listed* answers as if there were one.
+        """
+        listed = listed or name in self._exact
         if name == "localhost" or name.endswith((".localhost", "." + INSIDE_NAME)):
             return self._verdict(
                 False, "builtin:reserved-name", layer, "the name is reserved and leads to no outside host"
+            )
+        if rule is self._any and is_local_name(name) and name not in self._exceptions:
+            return self._verdict(
+                False,
+                "builtin:local-name",
+                layer,
+                "the name has no meaning outside the operator's network; only a rule that names it opens it",
             )
         if self.ai_ceiling and name not in self._metered:
             vendor = ai_vendor(name)
@@ -195,7 +208,7 @@ class NetworkPolicy:
                     layer,
                     f"a dollar ceiling is set and nothing meters this {vendor} host",
                 )
-        if self.git is not None and is_git_host(name) and (name not in self._exact or name == SSH_HOST):
+        if self.git is not None and is_git_host(name) and (not listed or name == SSH_HOST):
             return self._verdict(
                 False,
                 "builtin:git-host",
@@ -204,7 +217,7 @@ class NetworkPolicy:
                 if name != SSH_HOST
                 else "git over SSH cannot be judged by repository; use https://github.com/",
             )
-        if name not in self._exact and is_public_resolver(name):
+        if not listed and is_public_resolver(name):
             return self._verdict(
                 False,
                 "builtin:public-resolver",
@@ -212,6 +225,23 @@ class NetworkPolicy:
                 "DNS over HTTPS would pass the DNS filter by; only an exact rule opens this host",
             )
         return None
+
+    def openable(self, authority: Authority) -> bool:
+        """
+        Say whether a rule for exactly this host and port would open it, in a profile or by ``km allow``.
+
+        What a name resolves to is judged later: a rule for a name opens no private address.
+        """
+        port = authority.port
+        if port == 80 and self.https_only:
+            return False
+        if authority.address is not None:
+            entry = forbidden_range(normalise_address(authority.address))
+            return entry is None or not entry.never
+        return (
+            authority.host != INSIDE_NAME
+            and self._guard(authority.host, "connect", _Ports(), listed=True) is None
+        )
 
     def _first(self, name: str) -> _Ports | None:
         """Return the first of `_rules`, without a generator: most names match nothing, and many are asked."""
@@ -261,7 +291,7 @@ class NetworkPolicy:
         ports = self._first(name)
         if ports is None:
             return self._no_rule
-        denied = self._guard(name, "dns")
+        denied = self._guard(name, "dns", ports)
         return denied or self._verdict(True, ports.first(), "dns", "allowed by the profile")
 
     def free_below(self, name: str) -> str | None:
@@ -297,9 +327,10 @@ class NetworkPolicy:
             if port == INSIDE_PORT:
                 return self._verdict(True, "builtin:inside-api", layer, "the sandbox's own services")
             return Verdict(False, "builtin:port", layer, f"km.internal serves port {INSIDE_PORT} only")
-        if self._first(name) is None:
+        first = self._first(name)
+        if first is None:
             return self._verdict(False, "builtin:default-deny", layer, _NO_RULE)
-        denied = self._guard(name, layer)
+        denied = self._guard(name, layer, first)
         if denied is not None:
             return denied
         matched = ""
@@ -387,6 +418,13 @@ class NetworkPolicy:
                 False, "builtin:inside-api", "dns", "km.internal is answered by the gate itself"
             )
         if entry is None:
+            if is_resolver_address(ip) and name not in self._exact:
+                return self._verdict(
+                    False,
+                    "builtin:public-resolver",
+                    "dns",
+                    "the name leads to a public resolver, past the DNS filter; only an exact rule opens that",
+                )
             return self._verdict(True, "builtin:public-address", "dns", "a public address")
         for rule in self._exceptions.get(name, ()):
             if ip in rule.network and names_range(rule.network, entry) and _carries_nothing_else(ip, rule):

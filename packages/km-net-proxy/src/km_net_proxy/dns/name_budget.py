@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from attrs import define, frozen
 
 from km_core.types import Verdict
+from km_net_proxy.dns.registries import gives_out_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +26,6 @@ MAX_SUFFIXES = 1024
 MAX_NAMES = 4096
 WARN_SHARE = 0.75
 """The share of a budget at which the alarm is raised, before anything is refused."""
-
-_REGISTRIES = frozenset(
-    {"ac", "co", "com", "edu", "go", "gob", "gov", "mil", "ne", "net", "nom", "or", "org"}
-)
-"""Second levels below which countries' registries give out names.  A rule by length instead would give
-every name below a short domain a budget of its own."""
 
 _QUARTER_BITS = 21
 """log2 of the 38 characters of a name (letters, digits, hyphen, underscore, dot), in quarters of a bit."""
@@ -112,18 +107,18 @@ class NameBudget:
         budget.at = now
         if budget.used <= self._limit / 2:
             budget.told = 0
-        cost = _cost(name, suffix, budget.names)
-        if budget.used + cost > self._limit:
-            self._tell(suffix, budget, 2)
+        used = budget.used + _cost(name, suffix, budget.names)
+        if used > self._limit:
+            self._tell(suffix, budget, 2, budget.used)
             return _denial(suffix)
-        budget.used += cost
+        if used >= self._limit * WARN_SHARE:
+            self._tell(suffix, budget, 1, used)
+        budget.used = used
         # The latest last: whoever has not been asked for longest is forgotten, and is new again.
         budget.names.pop(name, None)
         budget.names[name] = None
         if len(budget.names) > MAX_NAMES:
             del budget.names[next(iter(budget.names))]
-        if budget.used >= self._limit * WARN_SHARE:
-            self._tell(suffix, budget, 1)
         return None
 
     def _start(self, suffix: str, now: float) -> tuple[str, _Suffix]:
@@ -141,12 +136,12 @@ class NameBudget:
             suffix = ""
         return suffix, self._suffixes.setdefault(suffix, _Suffix(0.0, now, {}))
 
-    def _tell(self, suffix: str, budget: _Suffix, level: int) -> None:
+    def _tell(self, suffix: str, budget: _Suffix, level: int, used: float) -> None:
         if budget.told >= level:
             return
+        self._on_alarm(NameAlarm(suffix, int(used / 8), self._limit // 8, exhausted=level == 2))
+        # Last: an alarm that could not be recorded is still to be told.
         budget.told = level
-        used = int(budget.used / 8)
-        self._on_alarm(NameAlarm(suffix, used, self._limit // 8, exhausted=level == 2))
 
 
 def _cost(name: str, suffix: str, known: dict[str, None]) -> int:
@@ -165,8 +160,8 @@ def _zone(name: str, below: str) -> str:
     (``co.uk``).
     """
     labels = name.split(".")
-    country = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _REGISTRIES
-    owned = ".".join(labels[-3 if country else -2 :])
+    registry = len(labels) > 2 and gives_out_names(labels[-2], labels[-1])
+    owned = ".".join(labels[-3 if registry else -2 :])
     return owned if len(owned) > len(below) else below
 
 

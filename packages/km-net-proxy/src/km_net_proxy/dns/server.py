@@ -52,6 +52,7 @@ _TYPE = Verdict(False, "builtin:record-type", "dns", "only addresses are looked 
 _PRIVATE = "the name does not lead to a public address"
 _NEXT = {
     "builtin:default-deny": "the operator can add it to allowedHosts",
+    "builtin:local-name": "the operator can name it in allowedHosts",
     "builtin:name-budget": "the operator can list hosts one by one in allowedHosts",
     "builtin:record-type": "ask for A or AAAA",
 }
@@ -305,11 +306,12 @@ class DnsServer:
             known = self._judge(question.key)
         verdict, name = known
         qtype = question.qtype
+        if qtype == PTR:
+            # Before the rules: none that opens the reverse zones takes our addresses their names.
+            reverse = self._reverse(packet, question)
+            if reverse is not None:
+                return reverse
         if not verdict.allow:
-            if qtype == PTR:
-                reverse = self._reverse(packet, question)
-                if reverse is not None:
-                    return reverse
             self._on_decision(verdict, name, qtype)
             return self._refused(packet, question, NXDOMAIN, verdict, wire.EDE_BLOCKED)
         if qtype not in {A, AAAA}:
