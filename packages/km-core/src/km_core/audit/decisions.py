@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
-from km_core.audit.redact import redact_text
+from km_core.audit.redact import redact_name, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +168,7 @@ class DecisionLog:
             "count": count,
         }
         if name:
-            event["name"] = name
+            event["name"] = redact_name(name)
         if address:
             event["address"] = address
         if port:

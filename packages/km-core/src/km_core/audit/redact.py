@@ -33,42 +33,69 @@ _COUNT_KEY = re.compile(
     r"(?i)(?:input|output|cache_read|cache_write|reasoning|total|max|cached)_?tokens?(?:_|$)"
 )
 
+# In a URL within a URL the letter of an escape (%3D) may stand before a token.
+_START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"
+# Only where a run of its letters begins: from each of them anew a long line would cost its square.
+_JWT = (
+    r"(?:(?<![A-Za-z0-9_-])|(?<=%[0-9A-Fa-f]{2}))eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"
+)
 _WHOLE = re.compile(
-    r"(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}"
+    r"(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{16}"
     r"|ABSK[A-Za-z0-9+/]{40,}={0,2}"
-    r"|gh[pousr]_[A-Za-z0-9_]{36,}"
+    # Installation tokens may hold a JWT with its dots.
+    r"|ghs_[A-Za-z0-9_.-]{36,}"
+    r"|gh[pour]_[A-Za-z0-9_]{36,}"
     r"|github_pat_[A-Za-z0-9_]{22,}"
-    r"|xox[abeprs]-[A-Za-z0-9-]{8,}"
-    r"|xapp-[A-Za-z0-9-]{8,}"
+    r"|xox[abcdeprs][.-][A-Za-z0-9.%-]{8,}"
+    r"|xapp-[A-Za-z0-9-]{8,}|xwfp-[A-Za-z0-9-]{8,}"
     r"|sk-ant-[A-Za-z0-9_-]{8,}"
     r"|sk-proj-[A-Za-z0-9_-]{8,}"
-    r"|sk-[A-Za-z0-9_-]{20,}"
-    r"|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
-    r"|(?:gsk_|xai-|pplx-|hf_|r8_|npm_|glpat-|gldt-|dckr_pat_|dop_v1_|hvs\.|pypi-|lin_api_)[A-Za-z0-9_-]{16,}"
+    rf"|{_START}sk-[A-Za-z0-9_-]{{20,}}"
+    r"|(?:sk|rk|whsec)_(?:live_|test_)?[A-Za-z0-9]{24,}|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
+    r"|(?:gsk_|xai-|pplx-|hf_|r8_|gldt-|glrt-|glptt-|glcbt-|gloas-|dckr_[op]at_|do[opr]_v1_|hv[sbr]\.|lin_api_|sntry[su]_"
+    r"|shp(?:at|ca|pa|ss)_|gl(?:sa|c|pat)[_-]|tskey-|sbp_|ntn_|figd_|GOCSPX-|ATATT3|pscale_tkn_|NRAK-)[A-Za-z0-9_=.-]{16,}"
+    r"|npm_[A-Za-z0-9]{30,}|pypi-AgE[A-Za-z0-9_-]{16,}|dapi[0-9a-f]{32}"
     r"|AIza[A-Za-z0-9_-]{35}"
     r"|ya29\.[A-Za-z0-9_-]{20,}"
     r"|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"
     r"|AGE-SECRET-KEY-1[A-Z0-9]{40,}"
     r"|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9_/-]{12,}"
-    r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"
+    r"|/api/webhooks/[0-9]{10,24}/[A-Za-z0-9_-]{20,}"
+    r"|[0-9]{8,12}:AA[A-Za-z0-9_-]{30,}"
+    rf"|{_JWT}"
     r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
+# What a name may hold of them: letters of either case, and nothing that ordinary names begin with.
+_IN_NAME = re.compile(
+    r"(?i)(?:(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
+    r"|gh[pousr]_[a-z0-9_]{30,}|github_pat_[a-z0-9_]{22,}"
+    r"|xox[abcdeprs]-[a-z0-9-]{16,}|xapp-[0-9]-[a-z0-9-]{16,}"
+    r"|sk-(?:ant|proj|svcacct|admin)-[a-z0-9_-]{16,}|(?<![a-z0-9])sk-[a-z0-9]{32,}"
+    r"|gl(?:pat|dt|rt)-[a-z0-9_-]{20,}|(?:npm|hf)_[a-z0-9]{30,}|(?:sk|rk)_(?:live|test)_[a-z0-9]{16,}"
+    r"|aiza[a-z0-9_-]{35}|(?<![a-z0-9_-])eyj[a-z0-9_-]{16,63}\.eyj[a-z0-9_-]{4,63}(?:\.[a-z0-9_-]{16,63})?)"
+)
+_QUOTE = r"\\{0,3}[\"']?"
+_SET_TO = rf"({_QUOTE}\s*(?:[=:]|%3[dDaA])\s*{_QUOTE})"
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9\-._~+/]{6,}=*")
-_HEADER = re.compile(r"(?i)\b(authorization|x-api-key|cookie|set-cookie)(\"?\s*[:=]\s*\"?)[^\r\n\"']+")
-_USERINFO = re.compile(r"(://)[^/\s:@]{0,256}:[^/\s@]{0,256}@")
-_ASSIGNED = re.compile(
-    r"(?i)\b([a-z0-9_.-]{0,64}(?:secret|token|password|passwd|api[_-]?key|access[_-]?key))(\"?\s*[=:]\s*\"?)"
-    r"[A-Za-z0-9+/_\-.~%]{12,}=*"
+_HEADER = re.compile(rf"(?i)\b(authorization|x-api-key|cookie|set-cookie){_SET_TO}[^\r\n\"']+")
+_USERINFO = re.compile(r"(://)(?:[^/\s:@]{0,256}:[^/\s@]{0,256}|[^/\s:@]{16,256})@")
+_WORD = r"(secret|token|password|passwd|passphrase|pwd|api[_-]?key|access[_-]?key|private[_-]?key)"
+_ASSIGNED = re.compile(rf"(?i){_WORD}{_SET_TO}[A-Za-z0-9+/_\-.~%]{{12,}}=*")
+# With "=" or in quotes it is a value, however short; what follows a bare colon may be a sentence.
+_VALUE = re.compile(
+    rf"(?i)(?:{_WORD}|(?<=[?&;])(sig|signature))"
+    r"(?:(\s?(?:=|%3[dD])\s?)[^\s\"'&,;\\)}\]]{1,512}"
+    rf"|({_QUOTE}\s*[=:]\s*\\{{0,3}})([\"'])[^\"']{{1,4096}})"
 )
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{40,}|[0-9A-F]{40,})(?![0-9A-Za-z])")
 _COMMIT = re.compile(r"(?i)\b(?:commit|sha|sha1|sha256|rev|revision|digest)\W{0,4}\Z")
 # Most strings hold none of these: one scan decides whether the others are needed.
 _HINT = re.compile(
-    r"AKIA|ASIA|AROA|AIDA|ABSK|gh[pousr]_|github_pat|xox|xapp|sk-|eyJ|PRIVATE KEY|://[^/]*@|[0-9a-fA-F]{40}"
-    r"|[sr]k_(?:live|test)_|gsk_|xai-|pplx-|hf_|r8_|npm_|gl(?:pat|dt)-|dckr_pat_|dop_v1_|hvs\.|pypi-|lin_api_"
-    r"|AIza|ya29\.|SG\.|SECRET-KEY|hooks\.slack"
-    r"|(?i:bearer|basic|authorization|api-?key|cookie|secret|token|passw|key)"
+    r"AKIA|ASIA|AROA|AIDA|ABIA|ACCA|ABSK|gh[pousr]_|github_pat|xox|xapp|xwfp|sk-|eyJ|://[^/]*@|[0-9a-fA-F]{40}"
+    r"|[sr]k_|whsec|gsk_|xai-|pplx-|hf_|r8_|npm_|gl[a-z]{1,4}[_-]|dckr_|do[opr]_v1|hv[sbr]\.|pypi-|lin_api_|sntry"
+    r"|shp[a-z]{2}_|sbp_|ntn_|figd_|GOCSPX|ATATT|pscale|NRAK|dapi|AIza|ya29\.|SG\.|hooks\.slack|/webhooks/|:AA"
+    r"|(?i:bearer|basic|authorization|cookie|secret|token|passw|passph|pwd|key|sig)"
 )
 
 
@@ -80,8 +107,23 @@ def redact_text(text: str) -> str:
     text = _HEADER.sub(rf"\1\2{REDACTED}", text)
     text = _BEARER.sub(rf"\1 {REDACTED}", text)
     text = _USERINFO.sub(rf"\1{REDACTED}@", text)
+    text = _VALUE.sub(_valueless, text)
     text = _ASSIGNED.sub(rf"\1\2{REDACTED}", text)
     return _HEX.sub(_hex, text)
+
+
+def redact_name(name: str) -> str:
+    """
+    Return a host name with the tokens in it replaced.
+
+    A name is evidence, and the way by which a secret leaves through DNS: what is left of it says where to.
+    """
+    return _IN_NAME.sub(REDACTED, name)
+
+
+def _valueless(match: re.Match[str]) -> str:
+    word, other, sign, opened, quote = match.groups()
+    return f"{word or other}{sign or opened}{quote or ''}{REDACTED}"
 
 
 def _hex(match: re.Match[str]) -> str:
@@ -121,13 +163,16 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact_event(event: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's fields with secrets replaced; `STRUCTURAL` fields stay."""
-    return {
+    """Return a record's fields with secrets replaced; `STRUCTURAL` fields stay, names as in `redact_name`."""
+    clean = {
         name: value
         if name in STRUCTURAL or value.__class__ in {int, float, bool}
         else redact(value, key=name)
         for name, value in event.items()
     }
+    if isinstance(clean.get("name"), str):
+        clean["name"] = redact_name(clean["name"])
+    return clean
 
 
 def redact_processor(
