@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import os
 import subprocess
 
@@ -31,6 +33,57 @@ def draft_environment():
     return dict(plan.workload.env)
 
 
+class Lfs:
+    """GitHub's LFS server and the hosts that hold its objects (git-lfs, docs/api/)."""
+
+    cloud, checks = "github-cloud.githubusercontent.com", "lfs.github.com"
+
+    def __init__(self):
+        self.objects = {}
+        self.verified = []
+        self.refs = []
+
+    async def serve(self, rig):
+        """Start the hosts."""
+        await rig.serve(self.cloud, self.store)
+        await rig.serve(self.checks, self.check)
+
+    def answer(self, path, body):
+        """Answer a request below ``info/lfs``."""
+        asked = json.loads(body or b"{}")
+        if path.endswith("/locks/verify"):
+            return {"ours": [], "theirs": []}
+        self.refs.append((asked["operation"], asked.get("ref", {}).get("name")))
+        return {
+            "transfer": "basic",
+            "objects": [self.actions(asked["operation"], one) for one in asked["objects"]],
+        }
+
+    def actions(self, operation, one):
+        """Return what a client may do with one object."""
+        if operation == "upload" and one["oid"] in self.objects:
+            return one
+        signed = {"header": {"Authorization": f"RemoteAuth {one['oid'][:8]}"}, "expires_in": 600}
+        wanted = {operation: {"href": f"https://{self.cloud}/alambic/{one['oid']}?sig=1", **signed}}
+        if operation == "upload":
+            wanted["verify"] = {"href": f"https://{self.checks}/o/r/objects/{one['oid']}/verify", **signed}
+        return {**one, "authenticated": True, "actions": wanted}
+
+    async def store(self, head, body, writer):
+        method, target, _ = head.decode("latin-1").split(" ", 2)
+        oid = target.partition("?")[0].rpartition("/")[2]
+        assert f"authorization: RemoteAuth {oid[:8]}".lower() in head.decode("latin-1").lower()
+        if method == "PUT":
+            assert hashlib.sha256(body).hexdigest() == oid
+            self.objects[oid] = body
+        kept = self.objects[oid] if method == "GET" else b""
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(kept), kept))
+
+    async def check(self, _head, body, writer):
+        self.verified.append(json.loads(body)["oid"])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
 class World:
     """One gate with repositories behind it; use as ``async with World(...) as world``."""
 
@@ -40,6 +93,7 @@ class World:
             self.rig.kmd.secrets["github-token"] = token
         self.root = self.rig.directory / "served"
         self.server = None
+        self.lfs = None
         self.proxy = ""
 
     async def __aenter__(self):
@@ -91,6 +145,11 @@ class World:
         method, target, _ = line.split(" ")
         fields = dict(field.lower().split(": ", 1) for field in rest if field)
         path, _, query = target.partition("?")
+        if self.lfs is not None and "/info/lfs/" in path:
+            said = json.dumps(self.lfs.answer(path, body)).encode()
+            kind = b"Content-Type: application/vnd.git-lfs+json\r\n"
+            writer.write(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (kind, len(said), said))
+            return
         env = self.env() | {
             "GIT_PROJECT_ROOT": str(self.root),
             "GIT_HTTP_EXPORT_ALL": "1",
