@@ -15,7 +15,14 @@ from attrs import evolve
 from km_core.compile.pipeline import Compiled
 from km_core.control.ops import Op, listing, mapping, nullable
 from km_core.control.server import ControlServer
-from km_core.errors import GuardError, NotFoundError, PlanError, PolicyDenied, UsageError
+from km_core.errors import (
+    ControlUnavailableError,
+    GuardError,
+    NotFoundError,
+    PlanError,
+    PolicyDenied,
+    UsageError,
+)
 from km_core.lifecycle import plan_file, policy
 from km_core.lifecycle.session import Session
 from km_core.plan import (
@@ -137,6 +144,7 @@ def test_a_crash_at_any_point_leaves_the_old_policy_or_the_new_one(box, monkeypa
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_crash_between_the_two_files_of_a_policy_leaves_both_of_the_new_one(box, session, monkeypatch, at):
     """A profile that was not the plan's would keep every later policy out."""
+    box.operator("sandbox.update", id=A, changes={"state": "stopped"})
     replace, seen = Path.replace, []
 
     def die(self, target):
@@ -152,7 +160,7 @@ def test_a_crash_between_the_two_files_of_a_policy_leaves_both_of_the_new_one(bo
             policy.apply_policy(session, box.get(), "file")
     box.restart()
 
-    assert box.sandbox(A, "policy.current")["policy"]["network"]["hosts"][0]["pattern"] == "b.example"
+    box.operator("sandbox.update", id=A, changes={"state": "stopped"})
     again = policy.apply_policy(session, box.get(), "file")
     assert again.before == again.after
     assert "b.example" in (box.config.sandbox_dir(A) / "profile.yaml").read_text()
@@ -350,10 +358,105 @@ def test_a_grant_that_the_gate_cannot_take_over_is_taken_back(box, session, supe
     assert policy.deny_again(session, box.get(), "C.example.")["cut"] == 3
 
 
+def test_a_grant_that_could_not_be_renewed_is_open_for_what_was_left_of_its_time(box, session, supervisor):
+    policy.allow_for(session, box.get(), "c.example", 600)
+    before = box.operator("policy.get", id=A)["grants"][0]["expires_at"]
+    supervisor.refuses = ["policy.refresh"]
+    with pytest.raises(GuardError):
+        policy.allow_for(session, box.get(), "C.example", 3600)
+    [grant] = box.operator("policy.get", id=A)["grants"]
+    assert grant["entry"] == "c.example"
+    assert abs(grant["expires_at"] - before) < 30
+
+
 def test_without_a_gate_the_policy_waits_for_one(box, session):
+    box.operator("sandbox.update", id=A, changes={"state": "stopped"})
     found = policy.apply_policy(session, box.get(), "file")
     assert (found.in_force, found.before == found.after) == (False, False)
     assert not policy.allow_for(session, box.get(), "c.example", 60)["in_force"]
+
+
+def test_nothing_changes_while_a_running_sandboxs_gate_cannot_be_asked(box, session, monkeypatch):
+    """It might be a policy that no gate could follow; taking a grant back needs nobody's consent."""
+    monkeypatch.setattr(policy, "GATE_RESTART_S", 0.3)
+    for change in (
+        lambda: policy.apply_policy(session, box.get(), "file"),
+        lambda: policy.allow_for(session, box.get(), "c.example", 60),
+    ):
+        with pytest.raises(ControlUnavailableError, match="nobody can say"):
+            change()
+    assert "policy_changed" not in box.kinds(A)
+    box.operator("policy.allow", id=A, entry="c.example", seconds=60)
+    assert not policy.deny_again(session, box.get(), "c.example")["in_force"]
+
+
+def test_a_gate_that_is_being_replaced_is_waited_for(box, session):
+    record, made = box.get(), []
+    starting = threading.Timer(0.6, lambda: made.append(Supervisor(box.config.sandbox_runtime_dir(A))))
+    starting.start()
+    try:
+        assert policy.apply_policy(session, record, "file").in_force
+    finally:
+        starting.join()
+        made[0].close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        ("localhost", "reserved-name"),
+        ("a.km.internal", "reserved-name"),
+        ("km.internal:443", "builtin:port"),
+        ("api.mistral.ai", "unmetered-ai-host"),
+        ("ssh.github.com:22", "git-host"),
+    ],
+)
+def test_a_grant_that_would_open_nothing_is_refused_with_the_rule_that_holds(box, session, entry, rule):
+    ruled = evolve(
+        session.plan(box.get()),
+        budget=BudgetPlan(ai_limit_nusd=1),
+        git=GitPlan(mode="allowlist", repos=("a/b",)),
+    )
+    (box.config.sandbox_dir(A) / "plan.json").write_text(ruled.to_json())
+    box.operator("sandbox.update", id=A, changes={"plan_digest": ruled.digest(), "state": "stopped"})
+    with pytest.raises(GuardError, match="open nothing") as caught:
+        policy.allow_for(session, box.get(), entry, 60)
+    assert rule in caught.value.why
+    assert "policy_changed" not in box.kinds(A)
+
+
+def test_a_model_host_is_not_granted_to_a_sandbox_whose_gate_cannot_be_asked(box, session):
+    box.operator("sandbox.update", id=A, changes={"state": "stopped"})
+    session.plugins.meters = lambda: {"toy": SimpleNamespace(hosts=("api.toy.example",))}
+    for entry in ("api.toy.example", ".toy.example"):
+        with pytest.raises(GuardError, match="CA would have to be made"):
+            policy.allow_for(session, box.get(), entry, 60)
+    assert policy.allow_for(session, box.get(), "web.toy.example", 60)["grant"]["entry"] == "web.toy.example"
+
+
+def test_every_field_that_cannot_change_live_is_named(box, session, monkeypatch):
+    workload = WorkloadPlan(
+        shell="/bin/zsh", working_dir="/w", env=(("A", "1"),), privileged=True, init_commands=("x",)
+    )
+    wanted = plan(
+        "b.example", text=NEW_PROFILE, workload=workload, budget=BudgetPlan(1, 2, 0.5), labels=(("a", "b"),)
+    )
+    monkeypatch.setattr(policy, "plan_from_file", lambda *_: Compiled(wanted, NEW_PROFILE, ()))
+    with pytest.raises(GuardError, match="more than the policy") as caught:
+        policy.apply_policy(session, box.get(), "file")
+    for path in (
+        "spec.execution.shell",
+        "spec.execution.workingDir",
+        "spec.execution.env",
+        "spec.execution.privileged",
+        "spec.execution.initCommands",
+        "spec.budget.ai.maxSpendUSD",
+        "spec.budget.compute.maxSpendUSD",
+        "spec.budget.warningThreshold",
+        "metadata.labels",
+    ):
+        assert path in caught.value.why
+    assert "policy_changed" not in box.kinds(A)
 
 
 def test_a_profile_that_is_not_the_plans_is_not_changed(box, session):

@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from km_core.compile.grant import grant_entry
-from km_core.errors import GuardError, NotFoundError, UsageError
+from km_core.errors import GuardError, KmError, NotFoundError, UsageError
 from km_core.lifecycle.plan_file import read_plan, take_next, write_next
 from km_core.plan import Grant, policy_data, policy_version, with_policy
 from km_core.policy import NetworkPolicy, with_grants
@@ -157,17 +157,30 @@ class Policies:
     def expire(self) -> None:
         """Remove what has expired, with a record of each; gates have closed it by themselves."""
         service = self._service
-        now = service.clock()
-        for row in service.db.all("SELECT * FROM grants WHERE expires_at <= ?", (now,)):
-            sandbox_id = row["sandbox_id"]
-            digest = service.records.get(sandbox_id).plan_digest
-            gone = Grant(row["entry"], float(row["expires_at"]))
-            before = policy_version(digest, (*self.grants(sandbox_id), gone))
-            with service.act(sandbox_id):
+        rows = service.db.all("SELECT * FROM grants WHERE expires_at <= ? ORDER BY entry", (service.clock(),))
+        ended: dict[str, list[Grant]] = {}
+        for row in rows:
+            ended.setdefault(row["sandbox_id"], []).append(Grant(row["entry"], float(row["expires_at"])))
+        failure: KmError | None = None
+        for sandbox_id, gone in ended.items():
+            try:
+                self._end(sandbox_id, gone)
+            except KmError as error:
+                # One sandbox's evidence that cannot be written keeps no other's grants.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _end(self, sandbox_id: str, gone: list[Grant]) -> None:
+        service = self._service
+        digest = service.records.get(sandbox_id).plan_digest
+        before = policy_version(digest, (*self.grants(sandbox_id), *gone))
+        with service.act(sandbox_id):
+            for grant in gone:
                 service.db.run(
-                    "DELETE FROM grants WHERE sandbox_id = ? AND entry = ?", (sandbox_id, gone.entry)
+                    "DELETE FROM grants WHERE sandbox_id = ? AND entry = ?", (sandbox_id, grant.entry)
                 )
-                self._emit(sandbox_id, before, {"cause": "expired", **gone.to_data()})
+                self._emit(sandbox_id, before, {"cause": "expired", **grant.to_data()})
 
     def _emit(self, sandbox_id: str, before: str, detail: dict[str, Any]) -> str:
         after = str(self.show(sandbox_id)["policy_version"])

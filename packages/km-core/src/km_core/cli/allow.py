@@ -26,7 +26,7 @@ def allow(ref: str, host: str | None, duration: str | None, listing: bool, as_js
     HOST is written as in allowedHosts.  What no profile opens stays closed.  A second time replaces the
     first; the gate closes it by its own clock.
     """
-    from km_core.cli.policy import grant_json, show_grants
+    from km_core.cli.policy import grant_json, show_grants, waits
     from km_core.compile.duration import parse_command_duration
     from km_core.lifecycle.policy import allow_for
     from km_core.lifecycle.session import open_session
@@ -59,7 +59,7 @@ def allow(ref: str, host: str | None, duration: str | None, listing: bool, as_js
         grant = found["grant"]
         click.echo(f"{grant['entry']} is open to {record.id} for {remaining(grant['expires_at'])}")
         if not found["in_force"]:
-            note("It counts as soon as the sandbox runs.")
+            note(f"Not yet: {waits(record)}.")
     else:
         show_grants(found["grants"])
 
@@ -74,7 +74,7 @@ def deny(ref: str, host: str, as_json: bool) -> None:
 
     Rules of the profile change with `km policy apply`.
     """
-    from km_core.cli.policy import grant_json
+    from km_core.cli.policy import grant_json, waits
     from km_core.lifecycle.policy import deny_again
     from km_core.lifecycle.session import open_session
 
@@ -95,4 +95,5 @@ def deny(ref: str, host: str, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{host} is no longer open to {record.id} ({found['cut']} connections cut)")
+    how = f"{found['cut']} connections cut" if found["in_force"] else waits(record)
+    click.echo(f"{host} is no longer open to {record.id} ({how})")

@@ -12,6 +12,8 @@ from km_core.cli.output import emit_json, iso, note, printable, remaining, table
 if TYPE_CHECKING:
     from typing import Any
 
+    from km_core.types import SandboxRecord
+
 
 @click.group()
 def policy() -> None:
@@ -60,7 +62,7 @@ def apply(ref: str, file: str, dry_run: bool, policy_only: bool, as_json: bool) 
     if dry_run:
         note("Nothing was changed.")
     elif found.before != found.after:
-        how = f"{found.cut} connections cut" if found.in_force else "it counts as soon as the sandbox runs"
+        how = f"{found.cut} connections cut" if found.in_force else waits(record)
         note(f"Policy {found.before[:12]} -> {found.after[:12]}: {how}.")
 
 
@@ -98,6 +100,13 @@ def show(ref: str, as_json: bool) -> None:
     for rule in rules:
         click.echo(printable(f"  {rule['rule']}"))
     show_grants(found["grants"])
+
+
+def waits(record: SandboxRecord) -> str:
+    """Say when a change counts that no gate has taken over yet."""
+    if record.state in {"running", "paused"}:
+        return "its gate did not answer and takes it over with its next lease, within 10 seconds"
+    return "it counts as soon as the sandbox runs"
 
 
 def grant_json(grant: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
@@ -17,14 +20,22 @@ from km_core.errors import ControlUnavailableError, GuardError, KmError, PlanErr
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.locks import exclusive
 from km_core.lifecycle.plan_file import DAMAGED, PROFILE
-from km_core.plan import policy_data
+from km_core.plan import Grant, HostRule, policy_data
+from km_core.policy import NetworkPolicy, with_grants
+from km_core.policy.grants import grant_rule
+from km_core.policy.network import WEB_PORTS
+from km_core.types import SandboxState
 
 if TYPE_CHECKING:
+    from km_core.compile.diff import Change
     from km_core.lifecycle.session import Session
     from km_core.plan import SandboxPlan
     from km_core.types import SandboxRecord
 
 GATE_TIMEOUT_S = 30.0
+GATE_RESTART_S = 5.0
+"""How long a running sandbox's gate may be gone, in seconds, before nothing is changed."""
+_AGAIN_S = 0.2
 _SECTIONS = ("network", "sourceAccess")
 
 
@@ -37,7 +48,8 @@ class Applied:
         before: version of the policy that counted.
         after: version of the new one; the same when there is nothing to change.
         diff: what the new one loosens and tightens.
-        in_force: whether the gate has taken it over; False when none runs, which takes it over at its start.
+        in_force: whether the gate has taken it over; False when none answers, which takes it over with its
+            next lease or at its start.
         cut: connections that it ended.
     """
 
@@ -91,7 +103,7 @@ def apply_policy(
             raise GuardError(
                 "the profile changes more than the policy",
                 where=path,
-                why="; ".join(c.text for c in (*rest.loosened, *rest.tightened, *rest.other)[:5]),
+                why="; ".join(_named(c) for c in (*rest.loosened, *rest.tightened, *rest.other)),
                 hint="create another sandbox, or take its policy alone with --policy-only",
             )
         metered = [host for meter in session.plugins.meters().values() for host in meter.hosts]
@@ -100,7 +112,7 @@ def apply_policy(
         before = str(shown["policy_version"])
         if new == evolve(old, profile_digest=digest):
             return Applied(before, before, diff)
-        checked = ask_gate(session, record, "policy.check", policy=policy_data(new), grants=shown["grants"])
+        checked = _check(session, record, policy_data(new), shown["grants"])
         if dry_run:
             after = before if checked is None else str(checked["policy_version"])
             return Applied(before, after, diff)
@@ -131,8 +143,12 @@ def allow_for(session: Session, record: SandboxRecord, entry: str, seconds: floa
         _require_followed(plan, plan)
         known = session.control.call("policy.get", id=record.id)["grants"]
         canonical = grant_entry(entry)
+        grant = Grant(canonical, math.inf)
+        _require_opened(session, plan, grant)
+        # A time that passes neither while the gate is asked nor by a clock that is wrong.
         trial = [*known, {"entry": canonical, "expires_at": record.created_at + 1e10}]
-        ask_gate(session, record, "policy.check", policy=None, grants=trial)
+        if _check(session, record, None, trial) is None:
+            _require_unopened(session, plan, grant)
         answer: dict[str, Any] = session.control.call(
             "policy.allow", id=record.id, entry=canonical, seconds=seconds
         )
@@ -140,7 +156,7 @@ def allow_for(session: Session, record: SandboxRecord, entry: str, seconds: floa
             told = ask_gate(session, record, "policy.refresh")
         except KmError:
             with undisturbed(CLEANING):
-                session.control.call("policy.deny", id=record.id, entry=canonical)
+                _take_back(session, record, canonical, known)
                 with contextlib.suppress(KmError):
                     ask_gate(session, record, "policy.refresh")
             raise
@@ -169,6 +185,90 @@ def ask_gate(session: Session, record: SandboxRecord, op: str, **args: Any) -> d
             return answer
     except ControlUnavailableError:
         return None
+
+
+def _check(
+    session: Session, record: SandboxRecord, policy: dict[str, Any] | None, grants: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """
+    Ask the gate whether it could follow; None when the sandbox rests and there is none to ask.
+
+    Raises:
+        ControlUnavailableError: the sandbox runs and its gate does not answer: nobody can say.
+        KmError: why it could not.
+    """
+    until = time.monotonic() + GATE_RESTART_S
+    while True:
+        answer = ask_gate(session, record, "policy.check", policy=policy, grants=grants)
+        if answer is not None or record.state is not SandboxState.RUNNING:
+            return answer
+        if time.monotonic() >= until:
+            raise ControlUnavailableError(
+                "the sandbox's gate does not answer, so nobody can say whether it could follow",
+                where=record.id,
+                hint="nothing was changed; see km status and try again",
+            )
+        # A gate that ended is replaced within a second.
+        time.sleep(_AGAIN_S)
+
+
+def _require_opened(session: Session, plan: SandboxPlan, grant: Grant) -> None:
+    """Raise unless a grant opens something: what no profile opens stays closed, and is told so at once."""
+    metered = [host for meter in session.plugins.meters().values() for host in meter.hosts]
+    policy = NetworkPolicy.from_plan(
+        with_grants(plan.network, [grant], now=0.0),
+        ai_ceiling=plan.budget.ai_limit_nusd is not None,
+        metered_hosts=metered,
+        git=plan.git,
+    )
+    rule = grant_rule(grant)
+    if isinstance(rule, HostRule):
+        name = f"below.{rule.pattern}" if rule.kind == "subdomains" else rule.pattern
+        verdicts = [policy.connect(name, port) for port in rule.ports or WEB_PORTS]
+    else:
+        address = ipaddress.ip_network(rule.cidr).network_address
+        verdicts = [policy.address(address, port) for port in rule.ports or WEB_PORTS]
+    if not any(verdict.allow for verdict in verdicts):
+        raise GuardError(
+            "the grant would open nothing",
+            where=grant.entry,
+            why=f"{verdicts[0].rule}: {verdicts[0].reason}",
+            hint="km explain egress PROFILE HOST shows which rule holds",
+        )
+
+
+def _require_unopened(session: Session, plan: SandboxPlan, grant: Grant) -> None:
+    """Raise for a grant of a host whose TLS a gate opens: one that rests makes its CA without it."""
+    policies = [
+        NetworkPolicy.from_plan(network)
+        for network in (plan.network, with_grants(plan.network, [grant], now=0.0))
+    ]
+    newly = [
+        host
+        for meter in session.plugins.meters().values()
+        for host in meter.hosts
+        if not policies[0].name(host).allow and policies[1].name(host).allow
+    ]
+    if newly:
+        raise GuardError(
+            "a model host is not opened by a grant: the sandbox's CA would have to be made for it",
+            where=", ".join(newly[:3]),
+            hint="km policy apply REF FILE while the sandbox is stopped, then km resume REF",
+        )
+
+
+def _take_back(session: Session, record: SandboxRecord, entry: str, known: list[dict[str, Any]]) -> None:
+    """Let a grant be what it was before: gone, or open for what was left of its time."""
+    former = next((grant["expires_at"] for grant in known if grant["entry"] == entry), 0.0)
+    left = former - time.time()
+    if left >= 1:
+        session.control.call("policy.allow", id=record.id, entry=entry, seconds=left)
+    else:
+        session.control.call("policy.deny", id=record.id, entry=entry)
+
+
+def _named(change: Change) -> str:
+    return change.text if change.path in change.text else f"{change.path}: {change.text}"
 
 
 def _require_followed(old: SandboxPlan, new: SandboxPlan) -> None:
