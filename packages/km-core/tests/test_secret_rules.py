@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import time
 
@@ -125,3 +126,13 @@ def test_a_fingerprint_needs_its_key():
     assert fingerprint(bytes(32), VALUE) == fingerprint(bytes(32), VALUE)
     assert fingerprint(bytes(32), VALUE) != fingerprint(b"1" * 32, VALUE)
     assert len(fingerprint(bytes(32), VALUE)) == 8
+
+
+def test_the_last_line_of_a_variable_counts_and_a_pipe_makes_nobody_wait(tmp_path):
+    path = tmp_path / "keys.env"
+    path.write_text(f"MY_KEY=old\nMY_KEY={VALUE}\nMY_KEY_2=x\n")
+    path.chmod(0o600)
+    assert EnvFileSource(path, "MY_KEY").read() == VALUE
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ControlError, match="owner only"):
+        EnvFileSource(tmp_path / "pipe", "MY_KEY").read()

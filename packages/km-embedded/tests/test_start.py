@@ -208,3 +208,12 @@ def test_the_plugin_offers_a_control_plane_and_its_process(daemon):
     control = plane.connect(daemon.config)
     assert control.call("ping")["pid"] == daemon.pid()
     control.close()
+
+
+def test_kmd_leaves_no_core_file_and_cannot_be_read_by_its_user(daemon):
+    daemon.connect()
+    limits = Path(f"/proc/{daemon.pid()}/limits").read_text()
+    line = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert line.split()[4:6] == ["0", "0"]
+    # Only the kernel's root owns what says more of a process that is not dumpable.
+    assert Path(f"/proc/{daemon.pid()}/environ").stat().st_uid == 0

@@ -69,6 +69,7 @@ class FakeKmd:
         self.grants = []
         self.valid_s = 60
         self.calls = []
+        self.broken = ""
         self.writers = set()
         self.server = None
 
@@ -167,6 +168,7 @@ class FakeKmd:
         return {name: self.secrets[name] for name in names if name in self.secrets}
 
     def do_secret_stamp(self, name, host):
+        assert not self.broken, self.broken
         return {"stamp": str(hash(self.secrets[name])) if name in self.secrets else ""}
 
     def do_audit_head(self, **head):

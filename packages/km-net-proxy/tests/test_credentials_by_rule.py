@@ -11,6 +11,7 @@ from gate_rig import AI, WEB, FakeMeter, HostRule, Rig, answer, ok, post, run
 
 from km_core.secrets import CredentialRule
 from km_net_proxy.http.ai_paths import stored_at
+from km_net_proxy.http.credentials import strip_fields, strip_query
 
 SECRET = "the-operators-own-token"
 RULE = CredentialRule(WEB, "web-token", strip=("x-session",))
@@ -53,6 +54,130 @@ def test_a_host_with_a_rule_gets_the_operators_credential_and_nothing_of_the_cli
             assert b"mine" not in head
             assert SECRET not in json.dumps(r.events())
             assert SECRET not in repr(r.gate.context.secrets)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Authorization",
+        "authorization",
+        "X-Api-Key",
+        "X_API_KEY",
+        "X.Api.Key",
+        "x~api~key",
+        "apikey",
+        "Api-Key",
+        "X-Goog-Api-Key",
+        "Ocp-Apim-Subscription-Key",
+        "Private-Token",
+        "Job-Token",
+        "X-Auth-Token",
+        "X-Auth-Key",
+        "X-Access-Token",
+        "X-Vault-Token",
+        "Cf-Aig-Authorization",
+        "CF-Access-Client-Secret",
+        "Helicone-Auth",
+        "X-Amz-Security-Token",
+        "X-Forwarded-Access-Token",
+        "X-Authentication",
+        "Cookie",
+        "Cookie2",
+        "Sec-WebSocket-Protocol",
+        "Proxy-Authorization",
+        "X-Session",
+    ],
+)
+def test_a_clients_credential_leaves_in_no_field(name):
+    assert strip_fields([(name.encode(), b"mine")], RULE.injection) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Accept",
+        "Content-Type",
+        "User-Agent",
+        "Idempotency-Key",
+        "Anthropic-Beta",
+        "Anthropic-Version",
+        "X-Stainless-Retry-Count",
+        "Range",
+        "If-None-Match",
+        "X-GitHub-Api-Version",
+        "Git-Protocol",
+        "Session_id",
+        "Originator",
+    ],
+)
+def test_other_fields_pass_beside_a_credential(name):
+    field = (name.encode(), b"x")
+    assert strip_fields([field], RULE.injection) == [field]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "key",
+        "api_key",
+        "api-key",
+        "apiKey",
+        "apikey",
+        "access_token",
+        "accessToken",
+        "private_token",
+        "token",
+        "auth",
+        "authorization",
+        "client_secret",
+        "id_token",
+        "refresh_token",
+        "session_key",
+        "password",
+        "signature",
+        "X-Amz-Signature",
+        "X-Amz-Credential",
+        "X-Amz-Security-Token",
+        "X-Goog-Signature",
+        "sig",
+        "%6bey",
+        "k%65y",
+        "+key",
+        "api%5Fkey",
+        "token[]",
+        "subscription-key",
+    ],
+)
+def test_a_clients_credential_leaves_in_no_member_of_the_query(member):
+    assert strip_query(f"/a?b=1&{member}=mine&c=2") == "/a?b=1&c=2"
+    assert strip_query(f"/a?{member}=mine") == "/a"
+    assert strip_query(f"/a?b=1;{member}=mine&c=2") == "/a?c=2"
+
+
+@pytest.mark.parametrize(
+    "member", ["page_token", "pageToken", "next_token", "max_tokens", "keyword", "q", "monkey"]
+)
+def test_members_that_only_sound_like_a_credential_pass(member):
+    assert strip_query(f"/a?{member}=x") == f"/a?{member}=x"
+
+
+def test_a_place_that_breaks_ends_the_use_of_what_it_gave():
+    async def main():
+        async with rig() as r:
+            server = await r.serve(WEB, ok())
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            assert (await get(reader, writer))[0] == 200
+            r.kmd.broken = "the file of secrets may be read by others"
+            await asyncio.sleep(1.2)
+            status, _, body = await get(reader, writer)
+            writer.close()
+            assert (status, json.loads(body)["error"]) == (403, "credential_unavailable")
+            assert b"km secrets get web-token" in body
+            assert b"by others" not in body
+            assert len(server.requests) == 1
 
     run(main)
 
@@ -235,3 +360,22 @@ def test_files_of_a_model_host_are_refused_with_or_without_a_ceiling(path):
 )
 def test_a_path_that_names_a_store_is_told_from_one_that_does_not(target, stored):
     assert stored_at(target) == stored
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "stored"),
+    [
+        ("POST", "/v1/chat/completions", None),
+        ("POST", "/openai/deployments/chat/completions", None),
+        ("GET", "/v1/chat/completions?limit=100", "/chat/completions"),
+        ("GET", "/v1/chat/completions/id/messages", "/chat/completions"),
+        ("POST", "/v1/chat/completions/id", "/chat/completions"),
+        ("GET", "/v1/responses/resp_1", None),
+        ("POST", "/v1/realtime/client_secrets", "/client_secrets"),
+        ("POST", "/v1/realtime/transcription_sessions", "/transcription_sessions"),
+        ("POST", "/api/oauth/claude_cli/create_api_key", "/create_api_key"),
+        ("GET", "/v1/models", None),
+    ],
+)
+def test_answers_that_are_kept_and_keys_that_are_handed_out_are_no_model_calls(method, target, stored):
+    assert stored_at(target, method) == stored

@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from km_core.config import load_config
-from km_core.errors import KmError
+from km_core.errors import ControlError, KmError
 from km_embedded.files import private_dir
 from km_embedded.log import file_log
 from km_embedded.service import Service
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from km_core.config import Config
 
 LOCK = "kmd.lock"
+_PR_SET_DUMPABLE = 4
 ALREADY_RUNS = 75
 """Exit code when another kmd holds the lock (``EX_TEMPFAIL`` of sysexits.h)."""
 
@@ -47,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lock-fd", type=int, default=-1, help=argparse.SUPPRESS)
     options = parser.parse_args(list(argv))
     os.umask(0o077)
+    _leave_no_core()
     config = load_config()
     private_dir(config.home, follow=True)
     private_dir(config.runtime_dir)
@@ -60,6 +64,16 @@ def main(argv: Sequence[str]) -> int:
     if options.daemon:
         return _daemon(config, lock)
     return _run(config, lock, lambda: None)
+
+
+def _leave_no_core() -> None:
+    """Keep the secrets in this process out of core files, and from other processes of its user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A core that goes to a program (core(5)) is not bound by the limit; a process that is not dumpable
+    # has none, and cannot be traced.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise ControlError("kmd cannot restrict itself", why=os.strerror(ctypes.get_errno()))
 
 
 def take_lock(config: Config) -> int | None:

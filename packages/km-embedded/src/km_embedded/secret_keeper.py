@@ -29,8 +29,6 @@ USE_STEP_S = 10.0
 """How much later a use must be to be written down again."""
 MAX_USES = 50
 """Uses that are kept of one secret: the last in each sandbox at each host."""
-STALE_S = 120.0
-"""Age at which a value from outside is no longer used while its place is being asked."""
 
 
 class LiveConfig:
@@ -62,7 +60,7 @@ class LiveConfig:
 
 @define(repr=False)
 class _Outside:
-    """What a place outside gave: the value, what the place said then, and when (event loop's clock)."""
+    """What a place outside gave: the value, what the place said then, and when it was asked (loop's clock)."""
 
     source: SecretSource
     value: str
@@ -191,7 +189,10 @@ class SecretKeeper:
             )
         held = self._held.pop(name, None)
         before = "" if held is None else self._sealed.fingerprint(held.value)
-        return before, self._sealed.fingerprint((await self._outside(name)).value)
+        # Asked now, not a moment ago: what is already being read may be the old value.
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            held = await self._read(name, self._source(name))
+        return before, self._sealed.fingerprint(held.value)
 
     def delete(self, name: str) -> None:
         """Remove a sealed secret and what is known of its uses; raises `NotFoundError`."""
@@ -238,10 +239,14 @@ class SecretKeeper:
 
     # -- places outside ---------------------------------------------------------------------------
 
-    async def _outside(self, name: str) -> _Outside:
+    def _source(self, name: str) -> SecretSource:
         source = self._config().secrets.get(name)
         if source is None:
             raise ControlError(f"the secret {name!r} is no longer kept outside km")
+        return source
+
+    async def _outside(self, name: str) -> _Outside:
+        source = self._source(name)
         held = self._held.get(name)
         now = asyncio.get_running_loop().time()
         if held is not None and held.source == source:
@@ -250,23 +255,23 @@ class SecretKeeper:
                 if source.stamp() == held.stamp:
                     return held
             elif age < source.fresh_s:
-                return held
-            elif age < STALE_S:
-                self._refresh(name, source)
+                if age > source.fresh_s / 2:
+                    self._refresh(name, source)
                 return held
         async with self._locks.setdefault(name, asyncio.Lock()):
             again = self._held.get(name)
-            if again is not None and again is not held and again.source == source:
+            if again is not None and again.source == source and again.at >= now:
                 return again
             return await self._read(name, source)
 
     async def _read(self, name: str, source: SecretSource) -> _Outside:
-        stamp = source.stamp()
+        began, stamp = asyncio.get_running_loop().time(), source.stamp()
         value = (await asyncio.to_thread(source.read)).strip()
         if not value or not value.isascii() or not value.isprintable():
             raise ControlError(f"the secret {name!r} is empty or holds characters that no header can carry")
-        held = _Outside(source, value, stamp, asyncio.get_running_loop().time())
-        self._held[name] = held
+        held = self._held.get(name)
+        if held is None or held.source != source or held.at <= began:
+            held = self._held[name] = _Outside(source, value, stamp, began)
         return held
 
     def _refresh(self, name: str, source: SecretSource) -> None:

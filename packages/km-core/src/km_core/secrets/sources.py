@@ -74,7 +74,8 @@ class EnvFileSource:
     def read(self) -> str:
         """Return the variable's value."""
         try:
-            with self.path.open("rb") as file:
+            # A pipe in its place must not make anybody wait for its other end.
+            with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
                     raise ControlError(
@@ -89,7 +90,8 @@ class EnvFileSource:
             raise ControlError(
                 "a file of secrets cannot be read", where=str(self.path), why=error.strerror or ""
             ) from error
-        for line in data.decode("utf-8", "replace").splitlines():
+        # As in a shell, the last line of a name counts.
+        for line in reversed(data.decode("utf-8", "replace").splitlines()):
             name, mark, value = line.strip().removeprefix("export ").partition("=")
             if mark and name.strip() == self.variable:
                 return _unquoted(value.strip())

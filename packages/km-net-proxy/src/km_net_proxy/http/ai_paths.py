@@ -2,8 +2,9 @@
 Paths of model hosts that keep or serve data instead of answering a call.
 
 With them a host that is allowed for model calls would be a store: files, batches, fine-tuning sets, vector
-stores, containers and shared objects of the provider's "files" family, as its references name them.  They
-are refused whether or not a ceiling is set.
+stores, containers and shared objects of the provider's "files" family, as its references name them; so are
+answers that it keeps.  Others hand out keys of their own for the operator's.  All are refused whether or not
+a ceiling is set.
 """
 
 from __future__ import annotations
@@ -30,19 +31,35 @@ STORES = frozenset(
         "agents",
         "deployments",
         "dreams",
+        "memory_stores",
+        "vaults",
+        "user_profiles",
+        "webhooks",
+        "webhook_endpoints",
+        "voices",
+        "voice_consents",
+        "chatkit",
+        "projects",
         "organization",
         "organizations",
+        "client_secrets",
+        "transcription_sessions",
+        "api_keys",
+        "create_api_key",
     }
 )
 """Segments of a path, in any depth."""
+_CALLS = frozenset({"POST", "OPTIONS"})
+_KEPT_ANSWERS = ("chat", "completions")
 
 
-def stored_at(target: str) -> str | None:
+def stored_at(target: str, method: str = "POST") -> str | None:
     """
     Return the segment that names a store, or None.
 
     Args:
         target: request target in origin form; one whose path could be read in two ways counts as naming one.
+        method: of the request: a path that takes calls may list, under another method, those that were kept.
     """
     path = plain_path(target)
     if not path:
@@ -55,4 +72,6 @@ def stored_at(target: str) -> str | None:
     for at, segment in enumerate(segments):
         if segment in STORES and at not in named:
             return f"/{segment}"
+        if tuple(segments[at : at + 2]) == _KEPT_ANSWERS and (len(segments) > at + 2 or method not in _CALLS):
+            return "/chat/completions"
     return None

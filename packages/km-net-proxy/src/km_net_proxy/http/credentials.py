@@ -8,12 +8,14 @@ nor in the query: an allowed AI host with somebody else's key is a way to carry 
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_plus
 
 from attrs import define
 
-from km_core.errors import KmError
+from km_core.errors import ControlUnavailableError, KmError
 from km_core.secrets import credential_value
 
 if TYPE_CHECKING:
@@ -24,20 +26,19 @@ CONFIRM_S = 1.0
 FRESH_S = 60.0
 """How long a value is used while the control plane does not answer, as long as a lease."""
 
-_STRIPPED = frozenset(
-    {
-        b"authorization",
-        b"x-api-key",
-        b"api-key",
-        b"x-goog-api-key",
-        b"cookie",
-        b"proxy-authorization",
-        b"x-amz-security-token",
-    }
+_CREDENTIAL_FIELD = re.compile(
+    r"authori[sz]ation|authenticat|cookie|token|secret|passw|credential|signature"
+    r"|(?:^|-)auth(?:$|-)|(?:^|-)(?:api|access|auth|client|private|license|subscription|master|admin)-?key(?:$|-)"
+    r"|^key$|^apikey|^sec-websocket-protocol$|^x-goog-(?:user-project|iam)|^x-forwarded-client-cert$"
 )
-_STRIPPED_QUERY = frozenset(
-    {"key", "api-key", "apikey", "x-api-key", "access-token", "token", "auth", "authorization"}
+"""Names of fields that carry a credential: those that vendors' references give, and their like."""
+_CREDENTIAL_MEMBER = re.compile(
+    r"(?:x-)?(?:(?:amz|goog|ms)-)?(?:(?:api|access|account|admin|app|auth|bearer|client|id|job|oauth2?|personal"
+    r"|private|refresh|secret|security|service|session|subscription|user)-?)*"
+    r"(?:key|token|secret|password|passwd|auth|authorization|signature|credential|sig)"
 )
+"""Names of query members; not ``page_token`` and its like, which say where a list goes on."""
+_ODD = re.compile(r"[^a-z0-9]")
 _DOUBT_INTERVAL_S = 1.0
 
 
@@ -93,9 +94,14 @@ class SecretCache:
                 return held.value
             try:
                 return await self._asked(name, host, held, now)
-            except KmError:
+            except ControlUnavailableError:
+                # Nobody answers.  An answer that there is no value now, or that the place which keeps it
+                # is broken, ends the use of the old one.
                 if held is not None and held.until > now:
                     return held.value
+                raise
+            except KmError:
+                self._held.pop(name, None)
                 raise
 
     async def _asked(self, name: str, host: str, held: _Held | None, now: float) -> str | None:
@@ -129,12 +135,17 @@ def strip_fields(fields: list[tuple[bytes, bytes]], rule: InjectionRule | None) 
     """
     Return *fields* without any credential of the client's.
 
-    ``X_Api_Key`` counts as ``x-api-key``: servers that hand fields on as variables cannot tell them apart.
+    ``X_Api_Key`` and ``X.Api.Key`` count as ``x-api-key``: servers that hand fields on as variables cannot
+    tell them apart.
     """
-    names = _STRIPPED
-    if rule is not None:
-        names = names | {name.lower().encode("latin-1") for name in (*rule.strip, rule.header)}
-    return [(name, value) for name, value in fields if name.lower().replace(b"_", b"-") not in names]
+    own = frozenset() if rule is None else frozenset(name.lower() for name in (*rule.strip, rule.header))
+    return [(name, value) for name, value in fields if not _is_credential(name, own)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_credential(name: bytes, own: frozenset[str]) -> bool:
+    plain = _ODD.sub("-", name.decode("latin-1").lower())
+    return plain in own or _CREDENTIAL_FIELD.search(plain) is not None
 
 
 def strip_query(target: str) -> str:
@@ -146,12 +157,14 @@ def strip_query(target: str) -> str:
         member
         for member in query.split("&")
         # Some servers end a member at a semicolon too.
-        if not any(
-            unquote_plus(part.partition("=")[0]).strip().lower().replace("_", "-") in _STRIPPED_QUERY
-            for part in member.split(";")
-        )
+        if not any(_is_credential_member(part.partition("=")[0]) for part in member.split(";"))
     ]
     return f"{path}?{'&'.join(kept)}" if kept else path
+
+
+def _is_credential_member(raw: str) -> bool:
+    name = unquote_plus(raw).partition("[")[0].strip().lower()
+    return _CREDENTIAL_MEMBER.fullmatch(_ODD.sub("-", name)) is not None
 
 
 def injected(rule: InjectionRule, secret: str) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from km_core.errors import KmError
+from km_core.errors import ControlUnavailableError, KmError
 from km_net_proxy.http.credentials import injected, strip_fields, strip_query
 
 if TYPE_CHECKING:
@@ -76,8 +76,16 @@ async def outgoing(
         )
     try:
         secret = await gate.secrets.value(rule.secret, host)
-    except KmError as error:
+    except ControlUnavailableError as error:
         raise ControlPlaneLostError from error
+    except KmError as error:
+        # What is wrong with the place stays outside; the operator is told there.
+        next_step = f"km secrets get {rule.secret}"
+        raise CredentialError(
+            f"{prefix}credential_unavailable",
+            f"The credential for {host} cannot be read. On the host: {next_step}",
+            next_step,
+        ) from error
     if secret is None:
         next_step = f"km secrets set {rule.secret}"
         raise CredentialError(

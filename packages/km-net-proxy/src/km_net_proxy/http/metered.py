@@ -204,7 +204,7 @@ class ModelCalls:
             raise unavailable()
         headers = request.headers()
         endpoint = self._meter.endpoint(request.method, target.path, headers)
-        if (kept := stored_at(target.path)) is not None:
+        if (kept := stored_at(target.path, request.method)) is not None:
             raise Refused(
                 "ai_path_stores_data",
                 f"{kept} keeps what is sent, or serves what somebody else has kept, outside the sandbox's rules; "
