@@ -87,6 +87,27 @@ def test_a_damaged_tail_is_not_continued(audit_dir, change):
         writer(audit_dir)
 
 
+@pytest.mark.parametrize("depth", [300, 900, 985, 992, 1200, 100_000])
+def test_a_record_nested_without_end_is_a_refusal_for_every_reader_and_writer(audit_dir, depth):
+    path = audit_dir / "gate.jsonl"
+    with writer(audit_dir) as chain:
+        chain.append({"kind": "x"})
+        deep = current = []
+        for _ in range(min(depth, 5000)):
+            current.append([])
+            current = current[0]
+        if depth > 900:
+            with pytest.raises(AuditError, match="plain JSON"):
+                chain.append({"kind": "x", "detail": deep})
+        assert chain.append({"kind": "y"})[0] == 2
+    with path.open("ab") as other:
+        other.write(b'{"hash":"x","prev":"y","a":' + b"[" * depth + b"]" * depth + b"}\n")
+    with pytest.raises(AuditError, match="damaged"):
+        writer(audit_dir)
+    finding = verify_dir(audit_dir, None).findings[0]
+    assert (finding.index, finding.kind in {"hash", "unreadable"}) == (3, True)
+
+
 def test_two_writers_of_one_chain_are_refused(audit_dir):
     with writer(audit_dir), pytest.raises(AuditError, match="another process"):
         writer(audit_dir)

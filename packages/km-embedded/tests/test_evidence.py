@@ -46,6 +46,40 @@ def test_an_event_of_a_change_that_was_taken_back_is_never_seen(bench):
     assert bench.kinds(A) == ["create_requested"]
 
 
+def nested(depth):
+    detail = {"x": 1}
+    for _ in range(depth):
+        detail = {"a": detail}
+    return detail
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        nested(400),
+        nested(600),
+        nested(900),
+        nested(985),
+        {"x": float("nan")},
+        {"x": 10**5000},
+        {"x": "y" * 20000},
+    ],
+    ids=range(7),
+)
+def test_an_event_that_could_never_be_written_is_refused_and_stops_nobodys_chain(bench, detail):
+    """Accepted, it would wait before everything that follows, of this sandbox and of the others."""
+    bench.running(A)
+    bench.running(B)
+    try:
+        bench.sandbox(A, "event", kind="odd", detail=detail)
+    except UsageError:
+        assert "odd" not in bench.kinds(A)
+    for who in (A, B):
+        assert bench.sandbox(who, "lease", holder="gate")["valid_s"]
+        assert bench.operator("audit.append", id=who, event={"kind": "other"})["seq"]
+    assert bench.service.outbox.unchained() == []
+
+
 def test_a_sandbox_whose_chain_is_broken_spends_nothing_and_gets_no_lease(bench):
     bench.running(A)
     bench.running(B)

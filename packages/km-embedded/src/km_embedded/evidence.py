@@ -14,9 +14,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from km_core.audit import Anchor, ChainWriter, Checkpoints, Head, read_anchor, write_anchor
+from km_core.audit.chain import MAX_RECORD, RESERVED
 from km_core.audit.checkpoint import checkpoint_digest
-from km_core.errors import AuditError, KmError
-from km_core.identity import public_key
+from km_core.audit.redact import redact_event
+from km_core.errors import AuditError, KmError, UsageError
+from km_core.identity import canonical_json, public_key
 from km_embedded.files import make_key, private_dir, read_key
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ WRITER = "kmd"
 HOST = "host"
 """Chain for what belongs to no sandbox, such as secrets; it has no shape of a sandbox id."""
 _TAIL = 512 * 1024
+_MAX_DETAIL = MAX_RECORD - 4096
+"""Longest detail of an event in bytes; the rest is for what the chain adds."""
 
 
 class Evidence:
@@ -59,7 +63,13 @@ class Evidence:
         self._writers.clear()
 
     def emit(self, sandbox_id: str, kind: str, detail: dict[str, Any], *, tell: bool = True) -> None:
-        """Record an event in the running transaction; `flush` carries it to the chain."""
+        """
+        Record an event in the running transaction; `flush` carries it to the chain.
+
+        Raises:
+            UsageError: it could never be written, and would keep all that follows from the chain.
+        """
+        _require_writable(kind, detail)
         self._outbox.add(sandbox_id, kind, self._clock(), detail, tell=tell)
 
     def flush(self, sandbox_id: str = "") -> None:
@@ -245,6 +255,16 @@ class Evidence:
             temporary = path.with_name(".checkpoint.pub")
             temporary.write_text(text, encoding="ascii")
             temporary.replace(path)
+
+
+def _require_writable(kind: str, detail: dict[str, Any]) -> None:
+    try:
+        if RESERVED.isdisjoint(detail) and len(canonical_json(redact_event(detail))) <= _MAX_DETAIL:
+            return
+        why = "it is too long, or has a field that the chain sets"
+    except (TypeError, ValueError, RecursionError) as error:
+        why = f"it is not plain JSON data of a sane depth ({type(error).__name__})"
+    raise UsageError("an event cannot be recorded", where=kind[:64], why=why)
 
 
 def _holds(writer: ChainWriter, number: int) -> bool:

@@ -227,6 +227,10 @@ class SandboxOps:
 
 
 def _bounded(op: str, data: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(data)) > MAX_DETAIL:
+    try:
+        size = len(json.dumps(data, allow_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the data is not plain JSON", where=op, why=type(error).__name__) from error
+    if size > MAX_DETAIL:
         raise UsageError(f"the data is longer than {MAX_DETAIL} characters", where=op)
     return data

@@ -124,7 +124,10 @@ class ChainWriter:
     def _append(self, event: dict[str, Any], *, redacted: bool) -> tuple[int, str]:
         if not RESERVED.isdisjoint(event):
             raise self._error("an event uses a reserved field", ", ".join(sorted(RESERVED & set(event))))
-        record = dict(event) if redacted else redact_event(event)
+        try:
+            record = dict(event) if redacted else redact_event(event)
+        except RecursionError as error:
+            raise self._error("an event is not plain JSON data", "it is nested too deep") from error
         record["seq"] = self._seq + 1
         record["time"] = timestamp(self._clock())
         record["sandbox"] = self.sandbox_id
@@ -136,7 +139,7 @@ class ChainWriter:
             record["lost"] = self.lost
         try:
             body = canonical_json(record)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise self._error("an event is not plain JSON data", str(error)) from error
         digest = hashlib.sha256(self._hash.encode() + body).hexdigest()
         # The hash is spliced in front: the verifier parses and sorts, so its place does not matter.
@@ -220,7 +223,7 @@ class ChainWriter:
             ours = record["writer"] == self.writer and record["sandbox"] == self.sandbox_id
             intact = record["hash"] == record_hash(record)
             self._seq, self._hash = int(record["seq"]), str(record["hash"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._error("the last record of the audit chain is damaged", str(error)) from error
         if not (ours and intact):
             why = "its hash does not fit" if ours else "it belongs to another chain"

@@ -104,7 +104,7 @@ class Checkpoints:
         try:
             checkpoint: dict[str, Any] = json.loads(line)
             int(checkpoint["number"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AuditError(
                 "the last checkpoint is damaged", where=str(self.path), why=str(error)
             ) from error
@@ -119,7 +119,7 @@ class Checkpoints:
                         checkpoint = json.loads(line)
                         if checkpoint["number"] == number:
                             return checkpoint_digest(checkpoint)
-                    except (ValueError, KeyError, TypeError):
+                    except (ValueError, KeyError, TypeError, RecursionError):
                         return ""
         except OSError:
             return ""

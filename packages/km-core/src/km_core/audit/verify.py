@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from km_core.audit.chain import MAX_RECORD, genesis, record_hash
 from km_core.audit.checkpoint import FILE_NAME, checkpoint_digest, signature_holds
+from km_core.audit.read import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,7 +161,10 @@ def _behind(anchors: Sequence[Anchor], digests: dict[int, str], count: int) -> l
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (index from 1, line without newline); a line cut short is a break."""
     try:
-        with path.open("rb") as stream:
+        source = open_regular(path)
+        if source is None:
+            raise OSError("it is no regular file that can be opened")
+        with source as stream:
             index = 0
             while line := stream.readline(MAX_RECORD + 1):
                 index += 1
@@ -200,7 +204,7 @@ def _records(path: Path, writer: str, sandbox_id: str) -> Iterator[dict[str, Any
         record = _parse(path, index, line)
         try:
             fits = record.get("hash") == record_hash(record)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             fits = False
         kind = detail = ""
         if not fits:

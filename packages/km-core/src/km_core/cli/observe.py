@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from km_core.audit.read import Chains, open_regular
 from km_core.cli.output import emit_json, note, paint, printable, table
-from km_core.errors import KmError, NotFoundError
+from km_core.errors import KmError, NotFoundError, UsageError
 from km_core.types import is_sandbox_id
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from km_core.config import Config
     from km_core.lifecycle.session import Session
 
+_POLL_S = 0.3
+_MAX_LINE = 1024 * 1024
+"""Longest line of a log that is shown in one piece, in bytes."""
 _STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
 
 
@@ -38,12 +44,17 @@ _STREAMS = {"init": "init.log", "gate": "gate.log", "pod": "pod.log"}
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def logs(ref: str, denied: bool, stream: str, follow: bool, as_json: bool) -> None:
     """Show what sandbox REF did: every decision with its rule, or a process's own log."""
+    if denied and stream != "audit":
+        raise UsageError("only the audit stream knows what was denied", hint="leave --stream away")
     config, sandbox_id = _find(ref)
     try:
         if stream != "audit":
             for line in _lines(config.sandbox_dir(sandbox_id) / "logs" / _STREAMS[stream], follow=follow):
-                # What came out of a sandbox is data, not commands to this terminal.
-                click.echo(printable(line) if sys.stdout.isatty() else line)
+                if as_json:
+                    click.echo(_as_object(line, stream))
+                else:
+                    # What came out of a sandbox is data, not commands to this terminal.
+                    click.echo(printable(line) if sys.stdout.isatty() else line)
             return
         for record in _records(config.audit_dir(sandbox_id), follow=follow):
             if denied and record.get("verdict") != "deny":
@@ -64,9 +75,14 @@ def audit() -> None:
 def show(ref: str, as_json: bool) -> None:
     """Show every record of sandbox REF, also of a destroyed one; `host` is what belongs to none."""
     config, sandbox_id = _find(ref)
-    records = list(_records(config.audit_dir(sandbox_id), follow=False))
+    records = _records(config.audit_dir(sandbox_id), follow=False)
     if as_json:
-        emit_json(records)
+        # One document, written as it is read: evidence may be larger than memory.
+        before = "["
+        for record in records:
+            click.echo(f"{before}\n  {json.dumps(record)}", nl=False)
+            before = ","
+        click.echo("[]" if before == "[" else "\n]")
         return
     for record in records:
         click.echo(_readable(record))
@@ -80,9 +96,13 @@ def show(ref: str, as_json: bool) -> None:
 def tail(ref: str, lines: int, follow: bool, as_json: bool) -> None:
     """Show the last records of sandbox REF, also of a destroyed one; `host` is what belongs to none."""
     config, sandbox_id = _find(ref)
+    chains = Chains(config.audit_dir(sandbox_id))
     try:
-        for number, batch in enumerate(_batches(config.audit_dir(sandbox_id), follow=follow)):
-            for record in batch if number else batch[max(len(batch) - lines, 0) :]:
+        for record in deque(chains.fresh(), maxlen=lines):
+            _print(record, as_json=as_json)
+        while follow:
+            time.sleep(_POLL_S)
+            for record in chains.fresh():
                 _print(record, as_json=as_json)
     except KeyboardInterrupt:
         return
@@ -193,53 +213,54 @@ def _id_of(session: Session, ref: str, *, offline: bool = False) -> str:
 
 def _records(directory: Path, *, follow: bool) -> Iterator[dict[str, Any]]:
     """Yield the records of every writer's chain by time; with *follow*, go on."""
-    for batch in _batches(directory, follow=follow):
-        yield from batch
-
-
-def _batches(directory: Path, *, follow: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield what is there, then, with *follow*, what has come since; each by time."""
-    positions: dict[Path, int] = {}
-    while True:
-        batch: list[dict[str, Any]] = []
-        for path in sorted(directory.glob("*.jsonl")):
-            if path.name == "checkpoints.jsonl":
-                continue
-            if path.is_symlink():
-                continue
-            with path.open("rb") as source:
-                source.seek(positions.get(path, 0))
-                for line in source:
-                    if not line.endswith(b"\n"):
-                        break
-                    positions[path] = positions.get(path, 0) + len(line)
-                    batch.append(_parse(line, path))
-        yield sorted(batch, key=lambda record: str(record.get("time", "")))
-        if not follow:
-            return
-        time.sleep(0.3)
-
-
-def _parse(line: bytes, path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    return record if isinstance(record, dict) else {"kind": "unreadable_record", "writer": path.stem}
+    chains = Chains(directory)
+    yield from chains.fresh()
+    while follow:
+        time.sleep(_POLL_S)
+        yield from chains.fresh()
 
 
 def _lines(path: Path, *, follow: bool) -> Iterator[str]:
-    if not path.exists():
+    """Yield a log's lines, the older half that was set aside first (`km_host.log_bounds`); with *follow*, go on."""
+    source = open_regular(path)
+    if source is None:
         raise NotFoundError("there is no such log", where=path.name)
-    with path.open(encoding="utf-8", errors="replace") as source:
+    with source:
+        older = open_regular(path.with_name(f"{path.name}.1"))
+        if older is not None:
+            with older:
+                yield from map(_line, iter(lambda: older.readline(_MAX_LINE), b""))
+        rest = b""
         while True:
-            line = source.readline()
-            if line:
-                yield line.rstrip("\n")
-            elif follow:
-                time.sleep(0.3)
-            else:
+            part = source.readline(_MAX_LINE)
+            if part.endswith(b"\n") or len(part) == _MAX_LINE:
+                yield _line(rest + part)
+                rest = b""
+            elif part:
+                rest += part
+            elif not follow:
+                if rest:
+                    yield _line(rest)
                 return
+            else:
+                if os.fstat(source.fileno()).st_size < source.tell():
+                    # It was cut where it is; what is in it now is new.
+                    source.seek(0)
+                    rest = b""
+                time.sleep(_POLL_S)
+
+
+def _line(line: bytes) -> str:
+    return line.rstrip(b"\n").decode("utf-8", "replace")
+
+
+def _as_object(line: str, stream: str) -> str:
+    """Return a log line as one JSON object: as it is when it is one."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    return json.dumps(found if isinstance(found, dict) else {"stream": stream, "line": line})
 
 
 def _readable(record: dict[str, Any]) -> str:
