@@ -85,6 +85,13 @@ DEFECTS = {
         "TestLetsEventsBeForged": "c17",
         "TestBelievesTheSupervisor": "c18",
         "TestLosesASettlement": "c19",
+        "TestAppliesToWhateverPlan": "c21",
+        "TestAppliesWithoutAProfile": "c21",
+        "TestTellsGatesTheOldPolicy": "c21",
+        "TestGrantsToEverybody": "c22",
+        "TestGrantsWhatIsWritten": "c22",
+        "TestTakesNothingBack": "c22",
+        "TestGrantsForEver": "c22",
     },
     "substrate": {
         "TestMakesThingsWhileItLooks": "s2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from km_core.control.protocols import ControlPlaneOffer
-from km_core.testing import fake_ledger, fake_sandbox_ops
+from km_core.testing import fake_ledger, fake_policy, fake_sandbox_ops
 from km_core.testing.control import ControlPlaneContract
 from km_core.testing.fakes import FakeControlPlane, fake_offer
 
@@ -132,3 +132,64 @@ class TestLetsEventsBeForged(Base):
 class TestBelievesTheSupervisor(Base):
     def plant(self, monkeypatch):
         monkeypatch.setattr(fake_sandbox_ops, "may_report", lambda current, reported: True)
+
+
+class TestAppliesToWhateverPlan(Base):
+    def plant(self, monkeypatch):
+        def apply(self, peer, id, policy, profile, expect):  # noqa: A002, PLR0917 - the wire's word
+            return honest(self, peer, id, policy, profile, self._plane.record(id).plan_digest)
+
+        honest = fake_policy.FakePolicies._apply
+        monkeypatch.setattr(fake_policy.FakePolicies, "_apply", apply)
+
+
+class TestAppliesWithoutAProfile(Base):
+    def plant(self, monkeypatch):
+        def apply(self, peer, id, policy, profile, expect):  # noqa: A002, PLR0917 - the wire's word
+            if profile == "x":
+                profile = "other: 1\n"
+            return honest(self, peer, id, policy, profile, expect)
+
+        honest = fake_policy.FakePolicies._apply
+        monkeypatch.setattr(fake_policy.FakePolicies, "_apply", apply)
+
+
+class TestTellsGatesTheOldPolicy(Base):
+    def plant(self, monkeypatch):
+        def current(self, sandbox_id):
+            return self.__dict__.setdefault("first", {}).setdefault(sandbox_id, honest(self, sandbox_id))
+
+        honest = fake_policy.FakePolicies.current
+        monkeypatch.setattr(fake_policy.FakePolicies, "current", current)
+
+
+class TestGrantsToEverybody(Base):
+    def plant(self, monkeypatch):
+        def grants(self, sandbox_id):
+            return [grant for each in self._plane.state["sandboxes"] for grant in honest(self, each)]
+
+        honest = fake_policy.FakePolicies.grants
+        monkeypatch.setattr(fake_policy.FakePolicies, "grants", grants)
+
+
+class TestGrantsWhatIsWritten(Base):
+    def plant(self, monkeypatch):
+        monkeypatch.setattr(fake_policy, "grant_entry", lambda text: text)
+
+
+class TestTakesNothingBack(Base):
+    def plant(self, monkeypatch):
+        monkeypatch.setattr(
+            fake_policy.FakePolicies,
+            "_deny",
+            lambda self, _peer, id, entry: self.show(id),  # noqa: A006 - the wire's word
+        )
+
+
+class TestGrantsForEver(Base):
+    def plant(self, monkeypatch):
+        def allow(self, peer, id, entry, seconds):  # noqa: A002 - the wire's word
+            return honest(self, peer, id, entry, seconds + 3600)
+
+        honest = fake_policy.FakePolicies._allow
+        monkeypatch.setattr(fake_policy.FakePolicies, "_allow", allow)

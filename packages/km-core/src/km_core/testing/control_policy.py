@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,7 +64,7 @@ class PolicyPromises:
     def test_c22_a_grant_is_one_sandboxs_until_it_is_taken_back(
         self, control: Control, open_sandbox: Callable[..., Sandbox]
     ) -> None:
-        """C22: what is granted stands in the lease of its own sandbox, in one spelling, until it is taken back."""
+        """C22: what is granted stands in its own sandbox's lease, in one spelling, until it ends or is taken back."""
         sandbox, other = open_sandbox(), open_sandbox()
         control.call("sandbox.update", id=sandbox.id, changes={"state": "running"})
         answer = control.call("policy.allow", id=sandbox.id, entry="B.Example.:443", seconds=60)
@@ -77,6 +78,10 @@ class PolicyPromises:
                 control.call("policy.allow", id=sandbox.id, entry=entry, seconds=60)
         with pytest.raises(UsageError):
             control.call("policy.allow", id=sandbox.id, entry="c.example", seconds=0)
+        short = control.call("policy.allow", id=sandbox.id, entry="c.example", seconds=1)["grant"]
+        assert abs(short["expires_at"] - time.time()) < 60
+        time.sleep(max(short["expires_at"] - time.time(), 0) + 0.05)
+        assert sandbox.client.call("lease", holder="pod")["grants"] == leased
         assert control.call("policy.deny", id=sandbox.id, entry="b.EXAMPLE:443")["grants"] == []
         assert sandbox.client.call("lease", holder="pod")["grants"] == []
         with pytest.raises(NotFoundError):
