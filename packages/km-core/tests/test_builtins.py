@@ -237,7 +237,7 @@ def test_every_command_that_takes_a_file_takes_a_built_in(tmp_path):
     assert valid.stdout.startswith("sealed: valid\n")
     assert "  # from <built-in sealed>\n  network:" in valid.stdout
     explained = km("explain", "egress", "hardened", "https://s3.amazonaws.com/", "--json", home=tmp_path)
-    assert json.loads(explained.stdout)["verdict"] == "allow", explained.stderr
+    assert json.loads(explained.stdout)["rule"] == "builtin:aws-key", explained.stderr
     git = km("explain", "git", "codex", "push", "my-org/api", "--ref", "main", "--json", home=tmp_path)
     assert json.loads(git.stdout)["verdict"] == "allow", git.stderr
     same = km("diff", "sealed", "sealed", "--substrate", "local", home=tmp_path)

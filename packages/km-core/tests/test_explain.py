@@ -13,7 +13,9 @@ from km_core.cli.main import main
 from km_core.compile.explain import EgressRules, explain_git, explain_target
 from km_core.plan import AddressRule, HostRule, NetworkPlan
 from km_core.policy import NetworkPolicy, explain_egress, parse_address, parse_authority
+from km_core.policy.aws import AwsGuard
 from km_core.policy.explain import parse_target
+from km_core.secrets import AwsAccess
 from km_core.types import Endpoint, EndpointKind, GroupResolution, Verdict
 
 GROUP = GroupResolution("@corp", ("pkg.corp.test:8443",), source="the operator's corp file")
@@ -149,8 +151,10 @@ def test_a_group_is_shown_with_what_it_resolved_to_and_where_that_is_from():
         ("https://meter.test/v1/messages", "", 5, "h[3]"),
         ("https://meter.test/v1/messages", "POST", 5, "h[3]"),
         ("https://meter.test/v1/messages", "get", 5, "builtin:ai_endpoint_not_metered"),
-        ("https://meter.test/v1/batches", "", 5, "builtin:ai_endpoint_not_metered"),
-        ("https://meter.test/v1/batches", "", None, "h[3]"),
+        ("https://meter.test/v1/images", "", 5, "builtin:ai_endpoint_not_metered"),
+        ("https://meter.test/v1/images", "", None, "h[3]"),
+        ("https://meter.test/v1/batches", "", 5, "builtin:ai_path_stores_data"),
+        ("https://meter.test/v1/files/x", "GET", None, "builtin:ai_path_stores_data"),
         ("https://meter.test/v1/models", "", 0, "h[3]"),
         ("https://meter.test/v1/messages", "POST", 0, "builtin:ai_budget_exhausted"),
         ("https://meter.test/", "", 5, "h[3]"),
@@ -233,4 +237,39 @@ def test_the_command_prints_the_four_members(tmp_path, monkeypatch, capsys):
     assert ["verdict", "rule", "layer", "reason"] == list(data)
     assert "deny" == data["verdict"]
     assert 0 == main(["explain", "egress", "hardened", "https://x.amazonaws.com/", "--json"])
-    assert "allow" == json.loads(capsys.readouterr().out)["verdict"]
+    data = json.loads(capsys.readouterr().out)
+    # Its suffix opens nothing until the operator says whose requests to AWS pass.
+    assert ("deny", "builtin:aws-key") == (data["verdict"], data["rule"])
+    assert "section aws" in data["reason"]
+
+
+AWS = NetworkPlan(
+    hosts=(HostRule("amazonaws.com", "subdomains", (), "h[0]"), HostRule("web.test", "exact", (), "h[1]"))
+)
+ACCESS = AwsAccess(("AKIAQ3EGRMNSEXAMPLEX",), (), ("s3", "sqs"), ("eu-west-1", "us-east-1"), ("ours",))
+
+
+@pytest.mark.parametrize(
+    ("target", "rule", "says"),
+    [
+        ("https://ours.s3.eu-west-1.amazonaws.com/k", "h[0]", "judged by its signature"),
+        ("sqs.eu-west-1.amazonaws.com", "h[0]", "judged by its signature"),
+        ("s3.eu-west-1.amazonaws.com", "h[0]", "judged by its signature"),
+        ("https://s3.eu-west-1.amazonaws.com/theirs/k", "builtin:aws-bucket", "bucket theirs"),
+        ("theirs.s3.eu-west-1.amazonaws.com", "builtin:aws-bucket", "bucket theirs"),
+        ("sqs.us-east-1.amazonaws.com", "builtin:aws-scope", "identity.allowedRegions"),
+        ("sqs.eu-north-1.amazonaws.com", "builtin:aws-scope", "aws.regions"),
+        ("sns.eu-west-1.amazonaws.com", "builtin:aws-scope", "aws.services"),
+        ("x.execute-api.eu-west-1.amazonaws.com", "builtin:aws-tenant", "name it exactly"),
+        ("http://ours.s3.eu-west-1.amazonaws.com/k", "builtin:intercepted-host", "https only"),
+        ("https://web.test/x", "h[1]", "the secret web-key"),
+        ("http://web.test/x", "builtin:intercepted-host", "https only"),
+    ],
+)
+def test_what_the_gate_opens_is_explained_by_the_operators_configuration(target, rule, says):
+    guard = AwsGuard(AWS.hosts, ACCESS, regions=("eu-west-1",))
+    made = EgressRules(NetworkPolicy.from_plan(AWS), aws=guard, credentials={"web.test": "web-key"})
+    verdict = explain_target(made, target)
+    assert verdict.rule == rule
+    assert says in verdict.reason
+    assert verdict.allow is rule.startswith("h[")

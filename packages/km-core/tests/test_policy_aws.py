@@ -9,7 +9,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from km_core.plan import HostRule
+from km_core.compile.draft import network_plan
+from km_core.plan import HostRule, SandboxPlan
 from km_core.policy.ai_hosts import ai_vendor
 from km_core.policy.aws import AwsGuard, CredentialScope, account_of, judge_aws, judge_call
 from km_core.policy.aws_hosts import SUFFIXES, AwsEndpoint, aws_endpoint
@@ -306,3 +307,29 @@ def test_githubs_bucket_is_judged_by_repository_where_repositories_are_listed():
     name = "github-cloud.s3.amazonaws.com"
     assert AwsGuard(rules, ACCESS).covers(name)
     assert not AwsGuard(rules, ACCESS, git=True).covers(name)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "suffixes", "bound"),
+    [
+        (["sts.amazonaws.com"], [], True),
+        ([], [".amazonaws.com"], True),
+        ([], [".com"], True),
+        (["example.org"], [".example.org"], False),
+        (["*"], [], False),
+    ],
+)
+def test_the_profiles_regions_are_in_the_plan_where_it_names_aws(hosts, suffixes, bound):
+    section = {"egress": {"allowedHosts": hosts, "allowedDNSSuffixes": suffixes}}
+    network = network_plan(section, (), {"allowedRegions": [REGION]})
+    assert network.aws_regions == ((REGION,) if bound else ())
+    plan = SandboxPlan("p", "0", "sb", "local", network=network)
+    data = plan.to_data()
+    assert ("aws_regions" in data["network"]) is bound
+    assert SandboxPlan.from_data(data) == plan
+
+
+def test_the_profiles_regions_bound_the_operators():
+    host, sqs = f"sqs.{REGION}.amazonaws.com", evolve(SCOPE, service="sqs")
+    assert judged(host, sqs, regions=[REGION]) == "allow"
+    assert judged(host, sqs, regions=["us-east-1"]) == "scope"

@@ -392,6 +392,7 @@ class Rig:
         services=None,
         credentials=(),
         aws=None,
+        aws_regions=(),
         git=None,
     ):
         self.directory = Path(tempfile.mkdtemp(prefix="kg"))
@@ -407,7 +408,12 @@ class Rig:
             profile_digest="0",
             prefix="sb",
             substrate="local",
-            network=NetworkPlan(hosts=tuple(rules), https_only=https_only, addresses=tuple(addresses)),
+            network=NetworkPlan(
+                hosts=tuple(rules),
+                https_only=https_only,
+                addresses=tuple(addresses),
+                aws_regions=tuple(aws_regions),
+            ),
             budget=BudgetPlan(ai_limit_nusd=limit),
             git=git or GitPlan(),
         )

@@ -144,6 +144,19 @@ def test_a_presigned_address_is_judged_like_a_signed_request(key, path, status):
     run(main)
 
 
+def test_the_profiles_regions_bound_the_operators():
+    async def main():
+        async with rig(aws_regions=["eu-north-1"]) as r:
+            server = await r.serve(SQS, ok(b"{}"))
+            await r.up()
+            proxy = r.proxy()
+            said = await asyncio.to_thread(lambda: refused(client(r, proxy, "sqs").list_queues))
+            assert "identity.allowedRegions" in said
+            assert not server.requests
+
+    run(main)
+
+
 def test_an_unsigned_request_is_refused_before_it_leaves_and_told_why():
     async def main():
         async with rig() as r:

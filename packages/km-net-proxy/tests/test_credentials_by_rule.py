@@ -9,8 +9,8 @@ import json
 import pytest
 from gate_rig import AI, WEB, FakeMeter, HostRule, Rig, answer, ok, post, run
 
+from km_core.policy.ai_paths import stored_at
 from km_core.secrets import CredentialRule
-from km_net_proxy.http.ai_paths import stored_at
 from km_net_proxy.http.credentials import strip_fields, strip_query
 
 SECRET = "the-operators-own-token"

@@ -99,7 +99,12 @@ def compile_rules(
     meters = {host: meter for host, meter in owned.items() if policy.name(host).allow}
     injections = {rule.host: rule.injection for rule in credentials}
     injected = (host for host in injections if policy.name(host).allow)
-    guard = AwsGuard(network.hosts, AwsAccess() if aws is None else aws, git=policy.git is not None)
+    guard = AwsGuard(
+        network.hosts,
+        AwsAccess() if aws is None else aws,
+        git=policy.git is not None,
+        regions=network.aws_regions,
+    )
     opened = frozenset({*meters, *(GIT_HOSTS if policy.git is not None else ()), *injected, *guard.subtrees})
     cidrs = [rule.cidr for rule in network.addresses] + [cidr for _, cidr in private_hosts]
     networks = [ipaddress.ip_network(cidr) for cidr in cidrs]

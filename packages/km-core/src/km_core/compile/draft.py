@@ -19,6 +19,7 @@ from km_core.plan import (
     WorkloadPlan,
 )
 from km_core.policy import NetworkPolicy, compile_address, compile_pattern, parse_address
+from km_core.policy.aws import names_aws
 from km_core.policy.repos import GitPolicy
 from km_core.profile.duration import parse_duration, parse_ttl
 
@@ -65,7 +66,7 @@ def draft_plan(
         credentials: the operator's rules, whose placeholder variables clients need too.
     """
     metadata, spec = data["metadata"], data["spec"]
-    network = network_plan(spec["network"], groups)
+    network = network_plan(spec["network"], groups, spec.get("identity") or {})
     return SandboxPlan(
         profile=metadata["name"],
         profile_digest=digest,
@@ -90,8 +91,17 @@ def draft_plan(
     )
 
 
-def network_plan(section: Mapping[str, Any], groups: Sequence[GroupResolution]) -> NetworkPlan:
-    """Return the one form of the two lists that every layer consumes (spec/network.md section 1)."""
+def network_plan(
+    section: Mapping[str, Any], groups: Sequence[GroupResolution], identity: Mapping[str, Any] | None = None
+) -> NetworkPlan:
+    """
+    Return the one form of the two lists that every layer consumes (spec/network.md section 1).
+
+    Args:
+        section: ``spec.network``.
+        groups: what its egress groups resolved to.
+        identity: ``spec.identity``, whose regions bound requests to AWS.
+    """
     egress = section.get("egress") or {}
     hosts: list[HostRule] = []
     addresses: list[AddressRule] = []
@@ -129,6 +139,7 @@ def network_plan(section: Mapping[str, Any], groups: Sequence[GroupResolution]) 
         hosts=tuple(hosts),
         addresses=tuple(addresses),
         groups=tuple(groups),
+        aws_regions=tuple((identity or {}).get("allowedRegions") or ()) if names_aws(hosts) else (),
     )
 
 

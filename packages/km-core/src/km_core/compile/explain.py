@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from km_core.policy import explain_egress
+from km_core.policy.ai_paths import store_denied, stored_at
+from km_core.policy.aws import explain_aws
 from km_core.policy.explain import parse_target
 from km_core.policy.github import GIT_HOSTS, classify
 from km_core.policy.refs import ref_allowed
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from km_core.policy import NetworkPolicy
+    from km_core.policy.aws import AwsGuard
     from km_core.policy.explain import Target
     from km_core.policy.repos import GitPolicy
     from km_core.types import GroupResolution, Meter
@@ -41,12 +44,16 @@ class EgressRules:
         groups: what the profile's groups resolved to.
         meters: the installed meters.
         ai_limit_nusd: the ceiling on model spend in nano-dollars; None when there is none.
+        aws: judges requests to AWS by their signature.
+        credentials: secrets that the operator's rules put on requests, by host.
     """
 
     policy: NetworkPolicy
     groups: Sequence[GroupResolution] = ()
     meters: Sequence[Meter] = ()
     ai_limit_nusd: int | None = None
+    aws: AwsGuard | None = None
+    credentials: Mapping[str, str] = field(factory=dict)
 
 
 def explain_target(rules: EgressRules, text: str, *, method: str = "") -> Verdict:
@@ -72,6 +79,10 @@ def explain_target(rules: EgressRules, text: str, *, method: str = "") -> Verdic
     meter = next((meter for meter in rules.meters if target.authority.host in meter.hosts), None)
     if meter is None and rules.policy.git is not None and target.authority.host in GIT_HOSTS:
         return _git_host(verdict, rules.policy.git, target, method.upper())
+    if meter is None and rules.aws is not None and rules.aws.covers(target.authority.host):
+        return _aws_host(verdict, rules.aws, target, method.upper())
+    if meter is None and (secret := rules.credentials.get(target.authority.host)) is not None:
+        return _with_credential(verdict, target, secret)
     if meter is None:
         # On port 80 the HTTP filter reads along, and there protocols do not change.
         return _upgrade() if target.scheme == "ws" and target.authority.port == 80 else verdict
@@ -102,7 +113,7 @@ def _metered(verdict: Verdict, rules: EgressRules, target: Target, meter: Meter,
     ceiling = rules.ai_limit_nusd
     counted = "its model calls are counted" if ceiling is None else "its model calls count against budget.ai"
     verdict = evolve(verdict, reason=f"{verdict.reason}; {counted}")
-    if ceiling is None or not target.path.lstrip("/"):
+    if not target.path.lstrip("/"):
         return verdict
     answers = [_request(verdict, meter, each, target.path, ceiling) for each in _methods(method)]
     return next((answer for answer in answers if answer.allow), answers[-1])
@@ -123,12 +134,32 @@ def _git_host(verdict: Verdict, git: GitPolicy, target: Target, method: str) -> 
     return next((answer for answer in answers if answer.allow), answers[0])
 
 
+def _aws_host(verdict: Verdict, guard: AwsGuard, target: Target, method: str) -> Verdict:
+    """Judge what a well signed request to an AWS host would be answered."""
+    if target.scheme in _INSECURE:
+        return Verdict(False, "builtin:intercepted-host", "http", "this host is reached over https only")
+    found = explain_aws(guard, target.authority.host, method or "GET", target.path)
+    if not found.allow:
+        return found
+    return evolve(verdict, reason=f"{verdict.reason}; each request there is judged by its signature")
+
+
+def _with_credential(verdict: Verdict, target: Target, secret: str) -> Verdict:
+    if target.scheme in _INSECURE:
+        return Verdict(False, "builtin:intercepted-host", "http", "this host is reached over https only")
+    return evolve(verdict, reason=f"{verdict.reason}; the gate puts the secret {secret} on requests there")
+
+
 def _methods(method: str) -> tuple[str, ...]:
     return (method,) if method else _METHODS
 
 
-def _request(verdict: Verdict, meter: Meter, method: str, path: str, ceiling: int) -> Verdict:
+def _request(verdict: Verdict, meter: Meter, method: str, path: str, ceiling: int | None) -> Verdict:
     endpoint = meter.endpoint(method, path, {})
+    if (kept := stored_at(path, method)) is not None:
+        return Verdict(False, "builtin:ai_path_stores_data", "budget", store_denied(kept))
+    if ceiling is None:
+        return verdict
     if endpoint.kind is EndpointKind.REFUSED:
         reason = endpoint.reason or "this endpoint bills without saying how much, and a ceiling is set"
         return Verdict(False, "builtin:ai_endpoint_not_metered", "budget", reason)

@@ -181,10 +181,14 @@ def egress_rules(path: Path | str, config: Config, plugins: PluginRegistry) -> E
     """Return what decides about egress in a sandbox of a profile; `ProfileError` when it is invalid."""
     from km_core.compile.explain import EgressRules
     from km_core.ledger.money import nusd_from_usd
+    from km_core.policy.aws import AwsGuard
+    from km_core.secrets import AwsAccess
 
     data = data_from_file(path, config, plugins)
     ceiling = ((data["spec"].get("budget") or {}).get("ai") or {}).get("maxSpendUSD")
-    network = network_plan(data["spec"]["network"], _groups(data, plugins))
+    network = network_plan(
+        data["spec"]["network"], _groups(data, plugins), data["spec"].get("identity") or {}
+    )
     meters = tuple(plugins.meters().values())
     policy = NetworkPolicy.from_plan(
         network,
@@ -194,7 +198,10 @@ def egress_rules(path: Path | str, config: Config, plugins: PluginRegistry) -> E
         git=git_plan(data["spec"].get("sourceAccess") or {}),
     )
     limit = None if ceiling is None else nusd_from_usd(ceiling, where="spec.budget.ai.maxSpendUSD")
-    return EgressRules(policy, network.groups, meters, limit)
+    access = AwsAccess() if config.aws is None else config.aws
+    guard = AwsGuard(network.hosts, access, git=policy.git is not None, regions=network.aws_regions)
+    secrets = {rule.host: rule.secret for rule in config.credentials}
+    return EgressRules(policy, network.groups, meters, limit, guard, secrets)
 
 
 def effective_text(data: dict[str, Any]) -> str:

@@ -49,13 +49,20 @@ class AddressRule:
 
 @frozen
 class NetworkPlan:
-    """What may be reached, in the form every layer consumes."""
+    """
+    What may be reached, in the form every layer consumes.
+
+    Attributes:
+        aws_regions: regions that requests to AWS may be signed for; empty, and then not in the plan's data,
+            where the profile names no host of AWS.
+    """
 
     enforcement: str = "proxy"
     https_only: bool = False
     hosts: tuple[HostRule, ...] = ()
     addresses: tuple[AddressRule, ...] = ()
     groups: tuple[GroupResolution, ...] = ()
+    aws_regions: tuple[str, ...] = ()
 
 
 @frozen
@@ -148,6 +155,8 @@ class SandboxPlan:
         data: dict[str, Any] = cattrs.Converter(
             unstruct_strat=cattrs.UnstructureStrategy.AS_DICT
         ).unstructure(self)
+        if not self.network.aws_regions:
+            del data["network"]["aws_regions"]
         return data
 
     @classmethod

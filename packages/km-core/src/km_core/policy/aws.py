@@ -74,6 +74,7 @@ def judge_aws(
     *,
     copied: Sequence[str] = (),
     named: bool = False,
+    regions: Sequence[str] = (),
 ) -> Verdict:
     """
     Say whether a signed request is the operator's.
@@ -86,14 +87,42 @@ def judge_aws(
         path: request target in origin form, with its query.
         copied: values of ``x-amz-copy-source``: what S3 is asked to read.
         named: the profile names the host exactly.
+        regions: the profile's, which bound the operator's; empty for none of its own.
     """
     key = scope.access_key_id
     if key not in access.access_key_ids and (account_of(key) or "?") not in access.accounts:
         return _denied(
             "builtin:aws-key", "the request is signed with an access key that is not the operator's"
         )
+    verdict = _judge_scope(access, endpoint, scope, named=named, regions=regions)
+    if not verdict.allow:
+        return verdict
+    if endpoint.account and endpoint.account not in (*access.accounts, account_of(key)):
+        return _denied("builtin:aws-key", "the host belongs to an account that is not the operator's")
+    return _judge_bucket(access, endpoint, method, path, copied) if endpoint.s3 else _ALLOWED
+
+
+def _judge_scope(
+    access: AwsAccess,
+    endpoint: AwsEndpoint,
+    scope: CredentialScope,
+    *,
+    named: bool,
+    regions: Sequence[str],
+) -> Verdict:
+    """Judge service and region, and that the host is that service's: otherwise nobody may check the signature."""
     if not endpoint.known:
         return _denied("builtin:aws-scope", "requests to an interface endpoint of a VPC cannot be judged")
+    if endpoint.tenant and not endpoint.s3:
+        return _denied(
+            "builtin:aws-tenant",
+            "the host is one customer's own, where a signature proves nothing; the profile has to name it exactly",
+        )
+    if not endpoint.s3 and not endpoint.service and not named:
+        return _denied(
+            "builtin:aws-scope",
+            "the host is no known form of a shared service; the profile has to name it exactly",
+        )
     if scope.service not in access.services:
         return _denied(
             "builtin:aws-scope", f"service {scope.service} is not in aws.services of the configuration"
@@ -101,31 +130,13 @@ def judge_aws(
     for region in {scope.region, endpoint.region} - {""}:
         if region not in access.regions:
             return _denied("builtin:aws-scope", f"region {region} is not in aws.regions of the configuration")
-    if endpoint.s3:
-        if not scope.service.startswith("s3"):
-            return _foreign(scope.service)
-        return _judge_bucket(access, endpoint, method, path, copied)
-    return _judge_host(access, endpoint, scope, named=named)
-
-
-def _judge_host(access: AwsAccess, endpoint: AwsEndpoint, scope: CredentialScope, *, named: bool) -> Verdict:
-    """Say whether the signature is for the service that the host is; otherwise nobody may check it."""
-    if endpoint.tenant:
-        return _denied(
-            "builtin:aws-tenant",
-            "the host is one customer's own, where a signature proves nothing; the profile has to name it exactly",
-        )
-    if not endpoint.service and not named:
-        return _denied(
-            "builtin:aws-scope",
-            "the host is no known form of a shared service; the profile has to name it exactly",
-        )
-    if (endpoint.service or scope.service) != scope.service:
-        return _foreign(scope.service)
+        if regions and region not in regions:
+            reason = f"region {region} is not in identity.allowedRegions of the profile"
+            return _denied("builtin:aws-scope", reason)
+    if endpoint.s3 != scope.service.startswith("s3") or endpoint.service not in ("", scope.service):
+        return _denied("builtin:aws-scope", f"service {scope.service} does not belong to this host")
     if scope.service in _ANSWERS_UNSIGNED:
         return _denied("builtin:aws-unsigned", f"service {scope.service} answers without checking signatures")
-    if endpoint.account and endpoint.account not in (*access.accounts, account_of(scope.access_key_id)):
-        return _denied("builtin:aws-key", "the host belongs to an account that is not the operator's")
     return _ALLOWED
 
 
@@ -191,10 +202,19 @@ class AwsGuard:
         hosts: the plan's rules.
         access: what is allowed.
         git: repository rules are in force, which judge GitHub's hosts at AWS.
+        regions: the profile's ``identity.allowedRegions``; empty for no bound of its own.
     """
 
-    def __init__(self, hosts: Iterable[HostRule], access: AwsAccess, *, git: bool = False) -> None:
+    def __init__(
+        self,
+        hosts: Iterable[HostRule],
+        access: AwsAccess,
+        *,
+        git: bool = False,
+        regions: Sequence[str] = (),
+    ) -> None:
         self.access = access
+        self.regions = tuple(regions)
         self._git = git
         self._exact: set[str] = set()
         suffixes: set[str] = set()
@@ -228,6 +248,47 @@ class AwsGuard:
         return any(name == suffix or name.endswith("." + suffix) for suffix in self._suffixes)
 
 
+def names_aws(hosts: Iterable[HostRule]) -> bool:
+    """Say whether rules other than ``*`` open a host of AWS."""
+    return any(
+        aws_endpoint(rule.pattern) is not None
+        if rule.kind == "exact"
+        else rule.kind != "any" and bool(_aws_part(rule.pattern))
+        for rule in hosts
+    )
+
+
+def explain_aws(guard: AwsGuard, name: str, method: str, path: str) -> Verdict:
+    """
+    Say what a well signed request to a host that *guard* covers would be answered.
+
+    Args:
+        guard: covers the name.
+        name: canonical.
+        method: of the request.
+        path: in origin form; empty when it is not known, and then S3's bucket may be any.
+    """
+    access, endpoint = guard.access, aws_endpoint(name)
+    if endpoint is None or not (access.access_key_ids or access.accounts):
+        reason = "the configuration's section aws names no access key, so no request to this host passes"
+        return _denied("builtin:aws-key", reason)
+    service = "s3" if endpoint.s3 else endpoint.service or next(iter(access.services), "none")
+    region = endpoint.region or next((r for r in access.regions if r in (guard.regions or (r,))), "none")
+    accounts = {*access.accounts, *(account_of(key) for key in access.access_key_ids)}
+    verdict = _judge_scope(
+        access,
+        endpoint,
+        CredentialScope("", "", region, service),
+        named=guard.named(name),
+        regions=guard.regions,
+    )
+    if verdict.allow and endpoint.account and endpoint.account not in accounts:
+        return _denied("builtin:aws-key", "the host belongs to an account that is not the operator's")
+    if verdict.allow and endpoint.s3 and (path or endpoint.bucket):
+        return _judge_bucket(access, endpoint, method, path, ())
+    return verdict
+
+
 def unsigned(reason: str) -> Verdict:
     """Return the denial of a request whose signature has no scope that can be judged."""
     return _denied("builtin:aws-unsigned", reason)
@@ -238,10 +299,6 @@ def _aws_part(pattern: str) -> set[str]:
     if any(pattern == suffix or pattern.endswith("." + suffix) for suffix in SUFFIXES):
         return {pattern}
     return {suffix for suffix in SUFFIXES if suffix.endswith("." + pattern)}
-
-
-def _foreign(service: str) -> Verdict:
-    return _denied("builtin:aws-scope", f"service {service} does not belong to this host")
 
 
 def _not_listed(bucket: str) -> Verdict:

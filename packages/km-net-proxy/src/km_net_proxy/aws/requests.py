@@ -57,6 +57,7 @@ async def judge_aws_request(
             target.path,
             copied=[value.decode("latin-1") for value in _values(request, b"x-amz-copy-source")],
             named=guard.named(host),
+            regions=guard.regions,
         )
         if verdict.allow and reads_body(endpoint, scope):
             if request.index.get(b"content-encoding", b"").lower() not in _PLAIN_CODINGS:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from km_core.errors import KmError
+from km_core.policy.ai_paths import store_denied, stored_at
 from km_core.types import EndpointKind, Verdict
 from km_net_proxy.budget import Refused, unavailable
-from km_net_proxy.http.ai_paths import stored_at
 from km_net_proxy.http.coding import CodingError, acceptable, decode_whole
 from km_net_proxy.http.connections import CALL_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.exchange import (
@@ -205,11 +205,7 @@ class ModelCalls:
         headers = request.headers()
         endpoint = self._meter.endpoint(request.method, target.path, headers)
         if (kept := stored_at(target.path, request.method)) is not None:
-            raise Refused(
-                "ai_path_stores_data",
-                f"{kept} keeps what is sent, or serves what somebody else has kept, outside the sandbox's rules; "
-                "model hosts are open for model calls",
-            )
+            raise Refused("ai_path_stores_data", store_denied(kept))
         if endpoint.kind is EndpointKind.REFUSED and await self._gate.budget.has_ceiling():
             raise Refused(
                 "ai_endpoint_not_metered",

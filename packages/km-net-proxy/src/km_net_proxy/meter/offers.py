@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from km_core.errors import ConfigError
 from km_core.ledger import default_table
+from km_core.policy.ai_paths import plain_path
 from km_core.types import CallPlan, Decoder, Endpoint, InjectionRule, Meter, ResponseFilter, UsageParser
 from km_net_proxy.meter import anthropic, anthropic_request, openai, openai_request
 from km_net_proxy.meter.decode import new_decoder
 from km_net_proxy.meter.figures import not_billed
-from km_net_proxy.meter.target import SAFE_METHODS, free, metered, plain_path, refused, refused_outright
+from km_net_proxy.meter.target import SAFE_METHODS, free, metered, refused, refused_outright
 from km_net_proxy.meter.usage_chunk import UsageChunkFilter
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ def meters(
     Args:
         openai_compatible_hosts: ``ai.openaiCompatibleHosts`` of the operator's configuration: exact
             names.  They are metered as ``openai-compatible``, priced like OpenAI's models unless the
-            operator's prices have a provider of that name, and get no credential from the gate.
+            operator's prices have a provider of that name, and get the credential of the operator's rule
+            for them, or none.
         prices: price table, by default the package's own.
 
     Raises:

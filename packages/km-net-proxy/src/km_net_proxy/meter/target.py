@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from km_core.types import Endpoint, EndpointKind
@@ -13,23 +12,7 @@ if TYPE_CHECKING:
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that never start a model."""
 
-_PLAIN = re.compile(r"/(?:[A-Za-z0-9._~@:+-]+(?:/[A-Za-z0-9._~@:+-]+)*/?)?\Z")
 _OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
-
-
-def plain_path(target: str) -> str:
-    """
-    Return the path of a request target without its query, or an empty string when it is unusual.
-
-    Unusual is what servers normalise in different ways: percent escapes, empty and dot segments,
-    parameters, backslashes.
-    """
-    if target.startswith(("http://", "https://")):
-        target = "/" + target.partition("//")[2].partition("/")[2]
-    path = target.partition("?")[0].partition("#")[0]
-    if not _PLAIN.match(path) or any(part in (".", "..") for part in path.split("/")):
-        return ""
-    return path
 
 
 def refused_outright(path: str, headers: Mapping[str, str]) -> Endpoint | None:

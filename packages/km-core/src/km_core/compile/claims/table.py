@@ -136,8 +136,11 @@ def _document_claims() -> list[Claim]:
         *_inert(
             cloud,
             "spec.identity.roleSessionDuration",
-            "spec.identity.allowedRegions",
             "spec.identity.sessionPolicy",
+        ),
+        *_inert(
+            f"{cloud}; it bounds requests to AWS hosts that network.egress names",
+            "spec.identity.allowedRegions",
         ),
         *_missing("", "spec.identity.allowedSecretPaths", off=_EMPTY, note="there is no parameter store"),
     ]

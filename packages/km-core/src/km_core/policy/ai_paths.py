@@ -9,8 +9,9 @@ a ceiling is set.
 
 from __future__ import annotations
 
-from km_net_proxy.meter.target import plain_path
+import re
 
+_PLAIN = re.compile(r"/(?:[A-Za-z0-9._~@:+-]+(?:/[A-Za-z0-9._~@:+-]+)*/?)?\Z")
 STORES = frozenset(
     {
         "files",
@@ -53,6 +54,21 @@ _CALLS = frozenset({"POST", "OPTIONS"})
 _KEPT_ANSWERS = ("chat", "completions")
 
 
+def plain_path(target: str) -> str:
+    """
+    Return the path of a request target without its query, or an empty string when it is unusual.
+
+    Unusual is what servers normalise in different ways: percent escapes, empty and dot segments,
+    parameters, backslashes.
+    """
+    if target.startswith(("http://", "https://")):
+        target = "/" + target.partition("//")[2].partition("/")[2]
+    path = target.partition("?")[0].partition("#")[0]
+    if not _PLAIN.match(path) or any(part in (".", "..") for part in path.split("/")):
+        return ""
+    return path
+
+
 def stored_at(target: str, method: str = "POST") -> str | None:
     """
     Return the segment that names a store, or None.
@@ -75,3 +91,11 @@ def stored_at(target: str, method: str = "POST") -> str | None:
         if tuple(segments[at : at + 2]) == _KEPT_ANSWERS and (len(segments) > at + 2 or method not in _CALLS):
             return "/chat/completions"
     return None
+
+
+def store_denied(kept: str) -> str:
+    """Return why a path is refused, where *kept* is from `stored_at`."""
+    return (
+        f"{kept} keeps what is sent, or serves what somebody else has kept, outside the sandbox's rules; "
+        "model hosts are open for model calls"
+    )
