@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
+import resource
+import ssl
+import zlib
 
 import pytest
-from gate_rig import ok, run
+from gate_rig import answer, ok, run
 from git_world import World
-from test_git_rules import RECEIVE, A, ask, push
+from test_git_rules import RECEIVE, A, ask, chunked, push
+
+from km_core.plan import HostRule
 
 LFS = "/o/r.git/info/lfs/objects/batch"
 OBJECT = {"oid": "c" * 64, "size": 3}
@@ -198,5 +205,199 @@ def test_locks_are_taken_by_those_who_may_push():
                 assert (status == 200) == allowed
             status, _, _ = await ask(world, "GET", "/o/r/info/lfs/locks")
             assert status == 200
+
+    run(main)
+
+
+SECRET = "/o/secret/info/refs?service=git-upload-pack"
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (SECRET, "github.com"),
+        (SECRET, "GitHub.COM"),
+        (SECRET, "github.com."),
+        (SECRET, "github.com:443"),
+        (SECRET, "github.com:0443"),
+        (SECRET, "api.github.com"),
+        (SECRET, "web.test"),
+        (SECRET, "eve@github.com"),
+        (SECRET, "www.github.com"),
+        ("https://github.com" + SECRET, "github.com"),
+        ("https://GITHUB.com:443" + SECRET, "GITHUB.com:443"),
+        ("https://o@github.com" + SECRET, "github.com"),
+        ("HTTPS://github.com/o/r/../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("https://github.com\\@web.test" + SECRET, "github.com"),
+        ("//github.com" + SECRET, "github.com"),
+        ("/o/r/../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/%2E%2E/secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r%2f%2e%2e%2fsecret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/..;/secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r;/../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/./../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/.git/../../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/%73ecret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/SECRET.git/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/secret.git%20/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r%00/../secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/%c0%ae%c0%ae/secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r/%u002e%u002e/secret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r\uff0fsecret/info/refs?service=git-upload-pack", "github.com"),
+        ("/o/r?/../secret/info/refs&service=git-upload-pack", "github.com.evil.test"),
+        ("*", "github.com"),
+        ("o/secret/info/refs", "github.com"),
+    ],
+)
+def test_no_form_of_a_url_leads_to_a_repository_that_is_not_listed(target, host):
+    async def main():
+        async with World() as world:
+            await world.up(web=ok(b"refs"), api_github_com=ok(b"{}"), web_test=ok(b"web"))
+            reader, writer = await world.rig.tls("github.com")
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            status, _, text = await asyncio.wait_for(answer(reader), 20)
+            writer.close()
+            assert status in (400, 403, 421), text
+            assert not any(server.connections for server in world.rig.servers)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("connect", "name"),
+    [
+        ("github.com:443", "github.com"),
+        ("GitHub.Com:443", "GITHUB.COM"),
+        ("github.com.:443", "github.com"),
+        ("github.com:22", "github.com"),
+        ("github.com:80", "github.com"),
+        ("github.com:8443", "github.com"),
+        ("ssh.github.com:443", "ssh.github.com"),
+        ("gist.github.com:443", "gist.github.com"),
+        ("www.github.com:443", "www.github.com"),
+        ("web.test:443", "github.com"),
+        ("github.com:443", "web.test"),
+        ("github.com:443", ""),
+    ],
+)
+def test_no_tunnel_carries_a_request_past_the_filter(connect, name):
+    async def main():
+        wide = [HostRule("github.com", "suffix"), HostRule("web.test", "exact")]
+        async with World(hosts=wide) as world:
+            await world.up(web=ok(b"refs"), web_test=ok(b"web"))
+            port = world.rig.proxy()
+            request = f"GET {SECRET} HTTP/1.1\r\nHost: github.com\r\n\r\n".encode()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"CONNECT {connect} HTTP/1.1\r\nHost: {connect}\r\n\r\n".encode())
+            text = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            status = int(text.split()[1])
+            if status == 200 and not name:
+                writer.write(request)  # no TLS at all
+                with contextlib.suppress(ConnectionResetError):
+                    text = await asyncio.wait_for(reader.read(1 << 16), 20)
+            elif status == 200:
+                context = world.rig.client_context()
+                context.check_hostname = False
+                try:
+                    await asyncio.wait_for(writer.start_tls(context, server_hostname=name), 20)
+                    writer.write(request)
+                    text = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                    status = int(text.split()[1])
+                except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+                    status = 0
+                assert status in (0, 403, 421), text
+            writer.close()
+            assert b"refs" not in text or b"Blocked" in text
+            assert not any(server.requests for server in world.rig.servers)
+
+    run(main)
+
+
+def test_each_of_several_requests_in_one_write_is_judged():
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(web=ok(b"0000"))
+            refused, allowed = push("refs/heads/dev"), push("refs/heads/main")
+            reads = [f"GET {SECRET} HTTP/1.1\r\nHost: github.com\r\n\r\n".encode()]
+            reads.append(reads[0].replace(b"secret", b"r"))
+
+            def sent(body, *, chunks=False):
+                head = f"POST {RECEIVE} HTTP/1.1\r\nHost: github.com\r\n".encode()
+                if chunks:
+                    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, 100)
+                return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+            reader, writer = await world.rig.tls("github.com")
+            writer.write(
+                b"".join(
+                    [
+                        *reads,
+                        sent(refused),
+                        sent(allowed),
+                        sent(refused, chunks=True),
+                        sent(b"0000"),
+                        sent(allowed, chunks=True),
+                        reads[1],
+                        sent(b"", chunks=True),
+                        reads[0],
+                        reads[1],
+                    ]
+                )
+            )
+            got = []
+            for _ in range(9):
+                status, _, text = await asyncio.wait_for(answer(reader), 20)
+                got.append((status, b"Blocked" in text))
+            told = (200, True)
+            done = (200, False)
+            assert got == [(403, True), done, told, done, told, done, done, done, (403, True)]
+            # An empty push is no list at all: that connection ends there.
+            assert await reader.read() == b""
+            bodies = [body for head, body in world.server.requests if head.startswith(b"POST")]
+            assert bodies == [allowed, b"0000", allowed]
+            writer.close()
+
+    run(main)
+
+
+def test_a_refused_push_that_grows_without_end_is_cut_off_and_costs_little():
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(web=ok(b"0000"))
+            bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
+            body = bomb.compress(push("refs/heads/dev"))
+            for _ in range(400):
+                body += bomb.compress(bytes(1 << 20))
+            body += bomb.flush()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            status, _, text = await ask(world, "POST", RECEIVE, body, "Content-Encoding: gzip")
+            assert (status, b"Blocked" in text) == (200, True)
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+            assert not world.server.connections
+
+    run(main)
+
+
+def test_a_large_refused_push_is_told_in_full_and_its_connection_goes_on():
+    """Git's client sends the rest of a push anew when it is cut off, and then shows that refusal instead."""
+
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(web=ok(b"0000"))
+            reader, writer = await world.rig.tls("github.com")
+            head = f"POST {RECEIVE} HTTP/1.1\r\nHost: github.com\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head.encode() + chunked(push("refs/heads/dev"), 1 << 16)[:-5])
+            piece = b"%x\r\n%b\r\n" % (1 << 20, bytes(1 << 20))
+            for _ in range(300):
+                writer.write(piece)
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            status, _, text = await asyncio.wait_for(answer(reader), 20)
+            assert (status, b"ng refs/heads/dev km: " in text) == (200, True)
+            writer.write(f"GET {SECRET} HTTP/1.1\r\nHost: github.com\r\n\r\n".encode())
+            status, _, _ = await asyncio.wait_for(answer(reader), 20)
+            assert status == 403
+            writer.close()
+            assert not world.server.connections
 
     run(main)

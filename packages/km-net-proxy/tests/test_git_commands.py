@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from km_core.types import Verdict
@@ -163,24 +164,63 @@ def test_the_longest_line_is_read_and_a_longer_one_is_not():
         lines.next()
 
 
-def test_git_itself_reads_a_list_as_the_gate_does(tmp_path):
-    """The differential: receive-pack is fed what the gate accepted, and finds the same refs."""
-    git = ["git", "-C", str(tmp_path)]
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+@pytest.fixture(scope="module")
+def receive_pack(tmp_path_factory):
+    """Return what `git receive-pack` says to a push's body."""
+    path = tmp_path_factory.mktemp("bare")
+    git = ["git", "-C", str(path)]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(path), "GIT_CONFIG_NOSYSTEM": "1"}
     subprocess.run([*git, "init", "-q", "--bare"], check=True, env=env)
+    for name, value in (("advertisePushOptions", "true"), ("certNonceSeed", "x")):
+        subprocess.run([*git, "config", f"receive.{name}", value], check=True, env=env)
+
+    def said(body):
+        command = ["git", "receive-pack", "--stateless-rpc", str(path)]
+        return subprocess.run(command, input=body, capture_output=True, check=False, env=env).stdout
+
+    return said
+
+
+def test_git_itself_reads_a_list_as_the_gate_does(receive_pack):
     body = (
         line("refs/heads/one", new=ZERO, tail=b"\0report-status") + line("refs/tags/two", new=ZERO) + b"0000"
     )
-    done = subprocess.run(
-        ["git", "receive-pack", "--stateless-rpc", str(tmp_path)],
-        input=body,
-        capture_output=True,
-        check=False,
-        env=env,
-    )
+    said = receive_pack(body)
     assert ["refs/heads/one", "refs/tags/two"] == [command.ref for command in read(body).commands]
-    assert b"refs/heads/one" in done.stdout
-    assert b"refs/tags/two" in done.stdout
+    assert b"refs/heads/one" in said
+    assert b"refs/tags/two" in said
+
+
+named = st.builds("{} {} {}".format, oids, oids, refs)
+parts = st.one_of(
+    st.builds(
+        lambda text, tail: pkt(text.encode() + tail), named, st.sampled_from([b"", b"\n", CAPS, b"\0x"])
+    ),
+    st.builds(
+        lambda lines, signature: certificate(*(f"{each}\n" for each in lines), signature=signature)[:-4],
+        st.lists(named, max_size=2),
+        st.sampled_from(
+            [
+                f"-----BEGIN {kind}-----\n{more}"
+                for kind in ("PGP SIGNATURE", "SSH SIGNATURE", "X")
+                for more in ("x\n", f"{A} {ZERO} refs/heads/hidden\n")
+            ]
+        ),
+    ),
+    st.sampled_from([b"0000", b"0001", b"0002", b"0004", pkt(b"\n"), pkt(b"shallow " + A.encode())]),
+)
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.builds(Command, oids, st.just(ZERO), refs), st.lists(parts, max_size=4), st.booleans())
+def test_git_finds_no_ref_that_the_gate_has_not_judged(receive_pack, first, more, flushed):
+    """The differential: whatever git reports on stood in the list that the gate accepted, or it accepted none."""
+    body = pkt(f"{first.old} {first.new} {first.ref}".encode() + CAPS) + b"".join(more)
+    body += b"0000" if flushed else b""
+    read_here = outcome([body])
+    if read_here is not None and read_here[0]:
+        found = re.findall(rb"(?:ok|ng) (refs/\S+)", receive_pack(body))
+        assert {ref.decode() for ref in found} <= {command.ref for command in read_here[1]}
 
 
 def test_a_long_report_is_cut_into_lines_that_git_accepts():

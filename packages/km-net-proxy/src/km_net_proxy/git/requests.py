@@ -43,8 +43,13 @@ MAX_LFS = 4 << 20
 """Longest body of an LFS batch request, in bytes."""
 MAX_API = 32 << 20
 """Longest body of an API request whose ref has to be read, in bytes."""
-DRAIN = 256 << 20
-"""How much of a refused push is taken from its client, so that it reads the refusal, in bytes."""
+DRAIN = 2 << 30
+"""
+How much of a refused push is taken from its client, so that it reads the refusal, in bytes: as much as
+GitHub itself would take.  A client that is cut off while it sends tries once more, with what it had left.
+"""
+DRAIN_CODED = 256 << 20
+"""The same where a coding has to be taken off first, which costs more than it costs the client."""
 
 _DECODED = frozenset({b"content-encoding", b"content-md5", b"digest"})
 _WRITES = frozenset({"PUT", "POST"})
@@ -173,11 +178,11 @@ class GitRequests:
         """Take the rest of the push and throw it away, then say why it is refused, beside each ref."""
         if not reports(wanted.capabilities):
             raise RequestRefused(403, denial.page(), headers=denial.fields(), close=True)
-        taken = 0
+        taken, most = 0, DRAIN_CODED if coding_of(request) else DRAIN
         async for piece in body:
             self._session.connection.extend(IDLE_TIMEOUT_S)
             taken += len(piece)
-            if taken > DRAIN:
+            if taken > most:
                 break
         else:
             request.length = 0
