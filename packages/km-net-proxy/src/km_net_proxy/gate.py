@@ -36,7 +36,7 @@ from km_net_proxy.dns.name_budget import NameBudget
 from km_net_proxy.dns.names import SyntheticNames
 from km_net_proxy.dns.server import DnsServer
 from km_net_proxy.dns.upstream import Resolver, parse_servers
-from km_net_proxy.hardening import harden
+from km_net_proxy.hardening import harden, memory_trimmer
 from km_net_proxy.http.ca import Authority
 from km_net_proxy.http.connections import Connections
 from km_net_proxy.http.context import Evidence, GateContext
@@ -462,8 +462,11 @@ class Gate:
         """Tell the control plane the head of the chain, and that the sandbox is in use."""
         parts = self._parts
         told: tuple[int, str] = (0, "")
+        trim = memory_trimmer()
         while True:
             await asyncio.sleep(_REPORT_S)
+            # Large bodies come from the heap, where one small block above them keeps them all.
+            trim()
             try:
                 head = parts.chain.head
                 if head != told:
@@ -486,6 +489,7 @@ class Gate:
         parts = self._parts
         await parts.dns.close()
         await self.context.connections.close()
+        self.context.room.close()
         await self.context.upstreams.close()
         await parts.lease.close()
         await parts.journal.close()

@@ -6,8 +6,12 @@ import ctypes
 import os
 import resource
 import signal
+from typing import TYPE_CHECKING
 
 from km_core.errors import KmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -41,6 +45,15 @@ def harden(*, parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptors()
+
+
+def memory_trimmer() -> Callable[[], object]:
+    """Return what gives freed memory back to the system (malloc_trim(3)), where the C library can."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return lambda: None
+    return lambda: trim(0)
 
 
 def raise_descriptors() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Self
 
@@ -55,6 +56,8 @@ async def pieces(session: Session, request: RequestHead) -> AsyncIterator[bytes]
                 plain = take.feed(data[start : start + _STEP]) if coded else data
                 if plain:
                     yield plain
+                if coded:
+                    await asyncio.sleep(0)  # other connections get their turn between two steps
     except UpstreamLostError as error:
         raise ClientBodyError("the request's body breaks off") from error
     except (HeadError, CodingError) as error:

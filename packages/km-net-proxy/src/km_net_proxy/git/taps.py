@@ -53,6 +53,10 @@ class HandingTap:
                 self._body = None
         return data
 
+    def more(self) -> bool:
+        """Return False: nothing is put off."""
+        return False
+
     def end(self) -> bytes:
         """Read the LFS answer."""
         if self._body is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
 
@@ -11,7 +13,7 @@ from km_net_proxy.git.handed import HandedOut
 from km_net_proxy.http.connections import CURRENT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from km_core.audit import ChainWriter, DecisionLog
     from km_core.policy import NetworkPolicy
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from km_net_proxy.http.dial import Dialer
     from km_net_proxy.http.upstream import Upstreams
     from km_net_proxy.inside import InsideApi
+
+
+LARGE_BODY = 64 * 1024
+"""Bytes of a body from which decoding and parsing it may take milliseconds."""
+
+_T = TypeVar("_T")
 
 
 class Evidence:
@@ -74,12 +82,16 @@ class BodyRoom:
     """
     Bounds what request bodies hold in memory together: a sandbox may starve its gate, not the host.
 
+    Large ones are decoded and parsed in a thread, so that other connections go on meanwhile, and one
+    after the other, since each takes several times its size while that lasts.
+
     Args:
         limit: bytes for all bodies being read or sent.
     """
 
     def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
         self._left = limit
+        self._reader: ThreadPoolExecutor | None = None
 
     def take(self, count: int) -> bool:
         """Take room for *count* bytes; False when there is not so much."""
@@ -91,6 +103,27 @@ class BodyRoom:
     def give(self, count: int) -> None:
         """Give room back."""
         self._left += count
+
+    async def read(self, size: int, work: Callable[..., _T], *arguments: object) -> _T:
+        """
+        Do work on a body and return what it returns.
+
+        Args:
+            size: bytes of the body; from `LARGE_BODY` on the work is done apart.
+            work: must not depend on what the loop's thread changes.
+            arguments: what it is called with.
+        """
+        if size < LARGE_BODY:
+            return work(*arguments)
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="km-body")
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
+
+    def close(self) -> None:
+        """Drop what waits to be read; work that has begun ends by itself."""
+        if self._reader is not None:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+            self._reader = None
 
 
 @define

@@ -75,6 +75,9 @@ class Tap(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Take body bytes, return what goes to the client."""
 
+    def more(self) -> bool:
+        """Do a part of the work that `feed` has put off; False when there is none."""
+
     def end(self) -> bytes:
         """The body is complete; return what is left for the client."""
 
@@ -308,15 +311,21 @@ class Exchange:
             client.write(out)
             out = b""
         trailers: list[tuple[bytes, bytes]] = []
-        async for piece in body_of(server, length, trailers):
-            self._extend()
-            self.down += len(piece)
-            data = piece if tap is None else tap.feed(piece)
-            # A piece is as large as TLS reads at once: in parts, so that a slow reader holds few of them.
-            for start in range(0, len(data), HIGH_WATER):
-                part = data if len(data) <= HIGH_WATER else data[start : start + HIGH_WATER]
-                client.write(out + (chunk(part) if chunked else part))
-                out = b""
+        async for whole in body_of(server, length, trailers):
+            # As large as TLS reads at once; in parts, so that a slow reader holds few of them and other
+            # connections wait for no more than one.
+            for start in range(0, len(whole), HIGH_WATER):
+                if start:
+                    await asyncio.sleep(0)
+                piece = whole if len(whole) <= HIGH_WATER else whole[start : start + HIGH_WATER]
+                self._extend()
+                self.down += len(piece)
+                data = piece if tap is None else tap.feed(piece)
+                if data:
+                    client.write(out + (chunk(data) if chunked else data))
+                    out = b""
+                while tap is not None and tap.more():  # noqa: ASYNC110 - nothing is waited for
+                    await asyncio.sleep(0)
                 if client.full:
                     await client.drain()
             if out:

@@ -112,9 +112,15 @@ class MeterTap:
         if decoder is not None and parser is not None and not decoder.failed:
             plain = decoder.feed(data)
             parser.feed(plain)
-            while decoder.pending and not decoder.failed:
-                parser.feed(decoder.feed(b""))
         return data if self._filter is None else self._filter.feed(data)
+
+    def more(self) -> bool:
+        """Meter the next piece of what inflates to many; False when there is none."""
+        decoder, parser = self._decoder, self._parser
+        if decoder is None or parser is None or decoder.failed or not decoder.pending:
+            return False
+        parser.feed(decoder.feed(b""))
+        return True
 
     def end(self) -> bytes:
         """Return what the filter still holds."""
@@ -285,7 +291,9 @@ class ModelCalls:
         request.length = 0
         coding = request.index.get(b"content-encoding", b"").decode("latin-1")
         try:
-            body = decode_whole(coding, b"".join(pieces), MAX_BODY)
+            # Of a coded body the size says nothing.
+            cost = MAX_BODY if coding else size
+            body = await self._gate.room.read(cost, decode_whole, coding, b"".join(pieces), MAX_BODY)
         except CodingError as error:
             raise Refused("ai_request_unreadable", f"the request's body cannot be read: {error}") from error
         hold.more(max(len(body) - size, 0))
@@ -295,7 +303,7 @@ class ModelCalls:
         if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS or body.count(b",") > _MAX_MEMBERS:
             raise Refused("ai_request_unreadable", "the request's body has too many parts to be read")
         try:
-            plan = self._meter.plan_call(endpoint, headers, body)
+            plan = await self._gate.room.read(len(body), self._meter.plan_call, endpoint, headers, body)
         except (KmError, ValueError, TypeError, KeyError, RecursionError) as error:
             # What cannot be read cannot be bounded.
             raise Refused("ai_request_unreadable", "the request's body cannot be read") from error
