@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -211,6 +211,22 @@ def test_no_name_leads_to_these_addresses(text):
 )
 def test_public_addresses_are_not_forbidden(text):
     assert forbidden_range(ip_address(text)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+     "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "168.63.129.16/32", "169.254.169.254/32", "169.254.170.2/32",
+     "100::/64", "64:ff9b:1::/48", "fc00::/7", "fd00:ec2::/32", "fdc0:6b6d::/64", "fe80::/10", "fec0::/10", "ff00::/8"],
+)  # fmt: skip
+def test_a_range_ends_where_it_is_written_and_the_most_specific_counts(text):
+    network = ip_network(text)
+    for edge in (network[0], network[-1]):
+        assert forbidden_range(edge).network == network
+    for outside in (int(network[0]) - 1, int(network[-1]) + 1):
+        if 0 <= outside < 1 << network.max_prefixlen:
+            found = forbidden_range(type(network[0])(outside))
+            assert found is None or found.network != network
 
 
 @pytest.mark.parametrize(

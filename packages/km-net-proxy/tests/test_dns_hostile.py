@@ -20,6 +20,7 @@ from km_net_proxy.dns import answer as wire
 from km_net_proxy.dns.answer import SERVFAIL, A, MalformedError
 from km_net_proxy.dns.reply import MAX_ADDRESSES, read_reply
 from km_net_proxy.dns.server import DnsServer, Lookup
+from km_net_proxy.dns.upstream import Resolver
 
 OPT = b"\0\0\x29\4\xd0\0\0\0\0\0\0"
 LABEL = st.text("abcXYZ019-_", min_size=1, max_size=12).map(str.encode)
@@ -88,7 +89,7 @@ def filter_of(*entries):
     rules = tuple(compile_pattern(e, dns_list=False, source=e) for e in entries)
     decisions = []
     server = DnsServer(
-        NetworkPolicy.from_plan(NetworkPlan(hosts=rules)), None, None,
+        NetworkPolicy.from_plan(NetworkPlan(hosts=rules)), None, Resolver([]),
         lambda verdict, name, qtype: decisions.append((verdict, name, qtype)), sandbox="sb-0123abcd")  # fmt: skip
     return server, decisions
 
@@ -343,10 +344,10 @@ def test_a_slow_lookup_does_not_hold_up_the_answers_behind_it(tmp_path):
         hold = asyncio.Event()
         resolve = gate.resolver.resolve
 
-        async def held(name):
+        async def held(name, **options):
             if name == "good.allowed.test":
                 await hold.wait()
-            return await resolve(name)
+            return await resolve(name, **options)
 
         gate.resolver.resolve = held
         slow, fast = query("good.allowed.test"), query("v6.allowed.test")

@@ -20,7 +20,7 @@ from km_core.errors import AuditError
 from km_core.plan import NetworkPlan
 from km_core.policy import NetworkPolicy, compile_pattern
 from km_net_proxy.dns.answer import REFUSED, A
-from km_net_proxy.dns.name_budget import MAX_NAMES, MAX_SUFFIXES, RULE, NameBudget
+from km_net_proxy.dns.name_budget import MAX_KNOWN, MAX_NAMES, MAX_SUFFIXES, RULE, NameBudget
 from km_net_proxy.dns.registries import pairs
 from km_net_proxy.http.dial import DialDenied, Dialer, DialError
 
@@ -182,6 +182,27 @@ def test_suffixes_are_bounded_and_forgetting_is_no_refill():
     assert len(subject._suffixes) < 10
 
 
+def test_known_names_are_bounded_below_all_suffixes_together():
+    clock = Clock()
+    subject = budget(["*"], burst=1 << 20, clock=clock)
+    for i in range(40):
+        for k in range(1000):
+            subject.charge(f"n{k}.site{i}.org")
+    kept = sum(len(suffix.names) for suffix in subject._suffixes.values())
+    assert kept == subject._known <= MAX_KNOWN
+    # What was forgotten costs as much as a new name, and what is swept makes room.
+    before = subject._suffixes["site39.org"].used
+    subject.charge("n0.site39.org")
+    assert subject._suffixes["site39.org"].used > before
+    for suffix in subject._suffixes.values():
+        suffix.used = 0.0
+    for i in range(MAX_SUFFIXES):
+        subject.charge(f"www.other{i}.org")
+    clock.now += 2
+    subject.charge("www.last.org")
+    assert sum(len(suffix.names) for suffix in subject._suffixes.values()) == subject._known < 1100
+
+
 def test_known_names_are_bounded():
     subject = budget(burst=1 << 20)
     for i in range(MAX_NAMES + 500):
@@ -314,6 +335,9 @@ def test_a_client_is_refused_and_told_why(tmp_path, passthrough):
         assert RULE.encode() in option.data
         assert b"allowedHosts" in option.data
         assert (gate.decisions[-1][0], gate.decisions[-1][1]) == (False, RULE)
+        # Each question is one decision, and those that were allowed are those that left.
+        assert len(gate.decisions) == 30
+        assert {name for allow, _rule, name, _type in gate.decisions if allow} == set(gate.zone.heard)
         assert len(set(gate.zone.heard)) <= 11
 
     serve(tmp_path, test, passthrough=passthrough)
@@ -333,8 +357,9 @@ def test_every_way_into_the_gate_pays_into_one_budget_and_the_alarm_reaches_the_
             for i in range(600):
                 name = f"{label()}.{label()}.{label()}.{label()}.free.test"
                 if i % 2:
-                    packet = query(name)
-                    await parts.dns.look_up(parts.dns.respond(packet))
+                    found = parts.dns.respond(query(name))
+                    if not isinstance(found, bytes):
+                        await parts.dns.look_up(found)
                     continue
                 reader, writer = await asyncio.open_connection("127.0.0.1", front)
                 writer.write(
@@ -350,7 +375,7 @@ def test_every_way_into_the_gate_pays_into_one_budget_and_the_alarm_reaches_the_
             # 8 KiB, about 105 for each name; the last one never left.
             assert 70 <= len({seen[0] for seen in upstream.seen}) <= 82
             assert name not in {seen[0] for seen in upstream.seen}
-            assert (await parts.dns.look_up(parts.dns.respond(query(name))))[3] & 15 == REFUSED
+            assert parts.dns.respond(query(name))[3] & 15 == REFUSED
             await until(lambda: len(told(rig)) == 2)
             assert [kind for kind, _ in told(rig)] == ["name_budget_warning", "name_budget_exhausted"]
             assert told(rig)[1][1]["suffix"] == "free.test"

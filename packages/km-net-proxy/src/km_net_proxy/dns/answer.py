@@ -48,7 +48,6 @@ UDP_PLAIN = 512
 UDP_MAX = 1232
 """Largest UDP answer sent, in bytes: what passes every path unfragmented (DNS Flag Day 2020)."""
 
-_HEADER = struct.Struct("!6H")
 _OPT_START = b"\0\0\x29"
 # With the longest question the answer still fits into 512 bytes: 12 + 255 + 4 + 11 + 6 + 200.
 _MAX_EDE_TEXT = 200
@@ -266,6 +265,11 @@ def truncate(answer: bytes, end: int, limit: int, opt: bytes = b"") -> bytes:
     return answer[:2] + bytes((answer[2] | 0x02, answer[3])) + counts + answer[12:end] + opt
 
 
+_PLAIN_OPT = opt_record()
+_QUERY_HEAD = struct.pack("!5H", 0x0100, 1, 0, 0, 1)
+"""Recursion desired, one question, one additional record."""
+
+
 def build_query(query_id: int, question: bytes) -> bytes:
     """Return a recursive query: header, *question* (name, type, class), and an OPT without options."""
-    return _HEADER.pack(query_id, 0x0100, 1, 0, 0, 1) + question + opt_record()
+    return query_id.to_bytes(2, "big") + _QUERY_HEAD + question + _PLAIN_OPT

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RULE = "builtin:name-budget"
 MAX_SUFFIXES = 1024
 MAX_NAMES = 4096
+MAX_KNOWN = 32768
+"""Names remembered below one suffix, and below all of them."""
 WARN_SHARE = 0.75
 """The share of a budget at which the alarm is raised, before anything is refused."""
 
@@ -86,6 +88,7 @@ class NameBudget:
         self._on_alarm = on_alarm
         self._clock = clock
         self._suffixes: dict[str, _Suffix] = {}
+        self._known = 0
         self._swept = float("-inf")
 
     def charge(self, name: str) -> Verdict | None:
@@ -114,12 +117,19 @@ class NameBudget:
         if used >= self._limit * WARN_SHARE:
             self._tell(suffix, budget, 1, used)
         budget.used = used
-        # The latest last: whoever has not been asked for longest is forgotten, and is new again.
-        budget.names.pop(name, None)
-        budget.names[name] = None
-        if len(budget.names) > MAX_NAMES:
-            del budget.names[next(iter(budget.names))]
+        self._remember(name, budget.names)
         return None
+
+    def _remember(self, name: str, names: dict[str, None]) -> None:
+        """Note a name as known; whoever has not been asked for longest is forgotten, and is new again."""
+        if name in names:
+            del names[name]
+        else:
+            self._known += 1
+        names[name] = None
+        if len(names) > MAX_NAMES or self._known > MAX_KNOWN:
+            del names[next(iter(names))]
+            self._known -= 1
 
     def _start(self, suffix: str, now: float) -> tuple[str, _Suffix]:
         """
@@ -131,6 +141,7 @@ class NameBudget:
             self._swept = now
             for name, budget in list(self._suffixes.items()):
                 if budget.used <= (now - budget.at) * self._rate:
+                    self._known -= len(budget.names)
                     del self._suffixes[name]
         if len(self._suffixes) >= MAX_SUFFIXES:
             suffix = ""

@@ -321,17 +321,24 @@ class DnsServer:
             if qtype in wire.REFUSED_TYPES:
                 return self._refused(packet, question, REFUSED, _TYPE, wire.EDE_NOT_SUPPORTED)
             return self._refused(packet, question, NOERROR, _TYPE, wire.EDE_FILTERED)
-        self._on_decision(verdict, name, qtype)
         if name == INSIDE_NAME:
+            self._on_decision(verdict, name, qtype)
             return self._synthetic(packet, question, INSIDE_HOST, MAX_TTL)
-        if self._passthrough:
-            return Lookup(packet, question, name, verdict)
         fresh = self._fresh.get(name)
         if fresh is not None:
             left = fresh[0] - self._clock()
             if left > 0:
+                self._on_decision(verdict, name, qtype)
                 return self._synthetic(packet, question, fresh[1], max(int(left), 1))
             del self._fresh[name]
+        # One decision for each question: an allowed name that its budget refuses is a denial, not both,
+        # and denials have a rate in the evidence that a flood of new names does not get past.
+        denied = self._resolver.charge(name, *((qtype,) if self._passthrough else ()))
+        if denied is not None:
+            self._on_decision(denied, name, qtype)
+            # REFUSED, since later it may be asked.
+            return self._refused(packet, question, REFUSED, denied, wire.EDE_PROHIBITED)
+        self._on_decision(verdict, name, qtype)
         return Lookup(packet, question, name, verdict)
 
     def _judge(self, key: bytes) -> tuple[Verdict, str]:
@@ -356,9 +363,7 @@ class DnsServer:
     async def _resolve(self, lookup: Lookup) -> bytes:
         packet, question, name = lookup.packet, lookup.question, lookup.name
         opt = self._plain_opt if question.edns else b""
-        resolution = await self._resolver.resolve(name)
-        if resolution.denied is not None:
-            return self._unasked(packet, question, name, resolution.denied)
+        resolution = await self._resolver.resolve(name, paid=True)
         if resolution.rcode == SERVFAIL:
             return self._failure(packet, question, "the upstream resolver does not answer")
         if resolution.rcode == NXDOMAIN or not resolution.addresses:
@@ -381,9 +386,7 @@ class DnsServer:
     async def _real(self, lookup: Lookup) -> bytes:
         packet, question, name = lookup.packet, lookup.question, lookup.name
         opt = self._plain_opt if question.edns else b""
-        reply = await self._resolver.query(name, question.qtype)
-        if reply.denied is not None:
-            return self._unasked(packet, question, name, reply.denied)
+        reply = await self._resolver.query(name, question.qtype, paid=True)
         if reply.rcode == SERVFAIL:
             return self._failure(packet, question, "the upstream resolver does not answer")
         allowed = [ip for ip in reply.addresses if self._policy.resolved(name, ip).allow]
@@ -426,11 +429,6 @@ class DnsServer:
         self._on_decision(_REVERSE, asked, PTR)
         opt = self._plain_opt if question.edns else b""
         return wire.name_answer(packet, question.end, PTR, name, MAX_TTL, opt=opt)
-
-    def _unasked(self, packet: bytes, question: wire.Question, name: str, verdict: Verdict) -> bytes:
-        """Refuse an allowed name that was not asked for; REFUSED, since later it may be."""
-        self._on_decision(verdict, name, question.qtype)
-        return self._refused(packet, question, REFUSED, verdict, wire.EDE_PROHIBITED)
 
     def _refused(
         self,

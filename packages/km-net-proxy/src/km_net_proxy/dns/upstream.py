@@ -46,7 +46,6 @@ MAX_NEGATIVE_TTL = 30
 FAILURE_TTL = 1
 OVERRIDE_TTL = 60
 _UDP_REPLY = 4096
-_BATCH = 64
 _MAX_USES = 64
 _MAX_STRAYS = 32
 """Replies to nothing that one socket takes before its questions go over TCP instead: somebody guesses."""
@@ -120,29 +119,28 @@ class _Port:
         self.asked.clear()
 
     def _readable(self) -> None:
-        for _ in range(_BATCH):
-            try:
-                packet = self.sock.recv(_UDP_REPLY)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._fail(error)
-                return
-            if len(packet) < 12:
-                continue
-            query_id = (packet[0] << 8) | packet[1]
-            asked = self.asked.get(query_id)
-            if asked is None or asked.future.done() or packet[2] & 0xF8 != 0x80 or packet[4:6] != b"\0\1":
-                self._stray()
-                continue
-            question = asked.question
-            got = packet[12 : 12 + len(question)]
-            if got == question:
-                asked.future.set_result(packet)
-            elif got.lower() == question.lower():
-                asked.future.set_exception(_DoubtError())
-            else:
-                self._stray()
+        # One at a time: there is seldom a second, and to find none costs as much as to read one.
+        try:
+            packet = self.sock.recv(_UDP_REPLY)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if len(packet) < 12:
+            return
+        asked = self.asked.get((packet[0] << 8) | packet[1])
+        if asked is None or asked.future.done() or packet[2] & 0xF8 != 0x80 or packet[4:6] != b"\0\1":
+            self._stray()
+            return
+        question = asked.question
+        got = packet[12 : 12 + len(question)]
+        if got == question:
+            asked.future.set_result(packet)
+        elif got.lower() == question.lower():
+            asked.future.set_exception(_DoubtError())
+        else:
+            self._stray()
 
     def _stray(self) -> None:
         self.strays += 1
@@ -209,9 +207,13 @@ class Resolver:
         for ports in self._ports.values():
             ports.clear()
 
-    async def resolve(self, name: str) -> Resolution:
+    async def resolve(self, name: str, *, paid: bool = False) -> Resolution:
         """
         Look up the addresses of a canonical name, IPv4 and IPv6 at once.
+
+        Args:
+            name: the name.
+            paid: `charge` has let it pass just now.
 
         Returns:
             The resolution; a failure is rcode 2, never an exception.  One family's failure does not
@@ -223,7 +225,7 @@ class Resolver:
         override = self._overrides.get(name)
         if override is not None:
             return override
-        denied = self._charge(name, A, AAAA)
+        denied = None if paid else self.charge(name)
         if denied is not None:
             return Resolution(REFUSED, (), FAILURE_TTL, denied=denied)
         v4, v6 = await asyncio.gather(self._query(name, A), self._query(name, AAAA))
@@ -253,22 +255,35 @@ class Resolver:
         reply = entry[1]
         return Reply(reply.rcode, False, reply.addresses, max(int(left), 1))
 
-    async def query(self, name: str, qtype: int) -> Reply:
+    async def query(self, name: str, qtype: int, *, paid: bool = False) -> Reply:
         """
         Ask one question (type `A` or `AAAA`), or share in one that is under way; failures are rcode 2.
 
         Raises:
             AuditError: as `resolve`.
         """
-        denied = self._charge(name, qtype)
+        denied = None if paid else self.charge(name, qtype)
         if denied is not None:
             return Reply(REFUSED, False, (), FAILURE_TTL, denied)
         return await self._query(name, qtype)
 
-    def _charge(self, name: str, *qtypes: int) -> Verdict | None:
-        """Pay for a question that leaves; what is remembered or under way costs nothing."""
-        if self._budget is None:
+    def charge(self, name: str, *qtypes: int) -> Verdict | None:
+        """
+        Pay for a question that leaves; what is remembered, under way or a stand-in's costs nothing.
+
+        Args:
+            name: a canonical name that policy allows.
+            qtypes: what will be asked; `A` and `AAAA` when nothing is given.
+
+        Returns:
+            None when it may be asked, otherwise why not.
+
+        Raises:
+            AuditError: the alarm of the name budget cannot be recorded.
+        """
+        if self._budget is None or name in self._overrides:
             return None
+        qtypes = qtypes or (A, AAAA)
         if all(self.cached(name, qtype) or (name, qtype) in self._pending for qtype in qtypes):
             return None
         return self._budget.charge(name)
