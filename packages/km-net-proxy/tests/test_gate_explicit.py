@@ -9,7 +9,7 @@ import os
 import shutil
 
 import pytest
-from gate_rig import AI, KEY, WEB, HostRule, Rig, answer, ok, run
+from gate_rig import AI, KEY, WEB, HostRule, Rig, answer, ok, run, until
 
 CURL = shutil.which("curl")
 
@@ -299,5 +299,68 @@ def test_a_relative_host_rule_on_another_port_needs_that_port():
             assert (code, out) == (0, b"8080")
             code, out, _ = await curl("-x", proxy, "-w", "%{http_code}", f"http://{WEB}/")
             assert out.endswith(b"403")
+
+    run(main)
+
+
+def test_http_connections_say_how_much_they_moved_for_each_host():
+    async def main():
+        async with Rig(
+            hosts=[HostRule(WEB, "exact"), HostRule("other.test", "exact"), HostRule(AI, "exact")]
+        ) as rig:
+            await rig.serve(WEB, ok(b"x" * 1000), tls=False)
+            await rig.serve("other.test", ok(b"y" * 2000), tls=False)
+            await rig.serve(AI, ok(b"{}"))
+            await rig.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.proxy())
+            for name in (WEB, WEB, "denied.test", "other.test"):
+                writer.write(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                await answer(reader)
+            writer.close()
+            reader, writer = await rig.tls(AI)
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: " + AI.encode() + b"\r\n\r\n")
+            await answer(reader)
+            writer.close()
+
+            def closed():
+                return [event for event in rig.events() if event["kind"] == "http_closed"]
+
+            await until(lambda: len(closed()) == 3)
+            found = {event["name"]: event for event in closed()}
+            assert [found[name]["requests"] for name in (WEB, "other.test", AI)] == [2, 1, 1]
+            assert [found[name]["port"] for name in (WEB, "other.test", AI)] == [80, 80, 443]
+            head = len(f"GET http://{WEB}/ HTTP/1.1\r\nHost: {WEB}\r\n\r\n")
+            assert found[WEB]["bytes_up"] >= 2 * head
+            assert 2000 < found[WEB]["bytes_down"] < 4000
+            assert 2000 < found["other.test"]["bytes_down"] < 3000
+            assert found[WEB]["connection"] == found["other.test"]["connection"] != found[AI]["connection"]
+            assert sum(event["bytes_up"] for event in closed()) < 1000
+
+    run(main)
+
+
+def test_a_response_that_is_cut_is_counted_as_far_as_it_came():
+    async def endless(_head, _body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"400\r\n" + b"x" * 1024 + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        return "close"
+
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve(WEB, endless, tls=False)
+            await rig.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.proxy())
+            writer.write(f"GET http://{WEB}/ HTTP/1.1\r\nHost: {WEB}\r\n\r\n".encode())
+            await reader.readuntil(b"xxx")
+            rig.gate.context.connections.cut_all()
+            await until(lambda: not len(rig.gate.context.connections))
+            [event] = [event for event in rig.events() if event["kind"] == "http_closed"]
+            assert event["error"] == "cut"
+            assert event["bytes_down"] > 1000
+            writer.close()
 
     run(main)

@@ -16,6 +16,7 @@ from km_core.policy import INSIDE_NAME
 from km_core.types import Verdict
 from km_net_proxy.aws import judge_aws_request
 from km_net_proxy.git.requests import GitRequests
+from km_net_proxy.http.account import Account
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
@@ -56,9 +57,19 @@ class Session:
         self.connection = connection
         self.client = client
         self.scope = scope
+        self._account = Account(gate.evidence, connection, client)
 
     async def run(self) -> None:
         """Serve until the client is done, then close the stream."""
+        try:
+            await self._requests()
+        except BaseException as error:
+            self._account.close("cut" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
+            raise
+        self._account.close()
+        self.client.close()
+
+    async def _requests(self) -> None:
         while True:
             self.connection.extend(HEAD_TIMEOUT_S)
             try:
@@ -252,6 +263,7 @@ class Session:
             raise RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named))
         name = "" if named.address is not None else named.host
         self.connection.destination = Destination(name, named.address, named.port)
+        self._account.request(self.connection.destination)
 
     def deny(self, rule: str, layer: str, reason: str, target: Target) -> None:
         """Record and answer a denial that is not the network policy's."""

@@ -35,6 +35,8 @@ class Stream(asyncio.Protocol):
         ended: the other side has sent everything.
         error: why it is gone, None when it ended in order.
         on_lost: called once when the connection goes, so that an owner waiting elsewhere can act.
+        received: bytes that came, within TLS where there is TLS.
+        sent: bytes that were given to the transport.
     """
 
     __slots__ = (
@@ -49,6 +51,8 @@ class Stream(asyncio.Protocol):
         "error",
         "lost",
         "on_lost",
+        "received",
+        "sent",
     )
 
     def __init__(self) -> None:
@@ -63,6 +67,8 @@ class Stream(asyncio.Protocol):
         self.lost = False
         self.error: Exception | None = None
         self.on_lost: Callable[[], None] | None = None
+        self.received = 0
+        self.sent = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
@@ -72,6 +78,7 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep bytes for the reader, pausing the transport when there are too many."""
+        self.received += len(data)
         self._data = self._data + data if self._data else data
         if len(self._data) >= HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
@@ -173,6 +180,7 @@ class Stream(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes; follow with `drain` where much is sent."""
         if self._transport is not None and not self.lost:
+            self.sent += len(data)
             self._transport.write(data)
 
     @property
