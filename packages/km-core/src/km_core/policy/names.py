@@ -15,7 +15,20 @@ MAX_NAME = 253
 _LOCAL = frozenset(
     # RFC 6761 (test, invalid), 6762 with appendix G (what home and office networks use), 7686, 9476,
     # ICANN board resolution 2024.07.29.06 (internal); arpa holds RFC 6303's zones and RFC 8375's home.arpa.
-    {"test", "invalid", "local", "lan", "home", "corp", "intranet", "internal", "private", "onion", "alt", "arpa"}
+    {
+        "test",
+        "invalid",
+        "local",
+        "lan",
+        "home",
+        "corp",
+        "intranet",
+        "internal",
+        "private",
+        "onion",
+        "alt",
+        "arpa",
+    }
 )
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"

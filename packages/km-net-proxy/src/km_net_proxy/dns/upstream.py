@@ -228,7 +228,8 @@ class Resolver:
         denied = None if paid else self.charge(name)
         if denied is not None:
             return Resolution(REFUSED, (), FAILURE_TTL, denied=denied)
-        v4, v6 = await asyncio.gather(self._query(name, A), self._query(name, AAAA))
+        begun = self._begin(name, A), self._begin(name, AAAA)
+        v4, v6 = await _end(begun[0]), await _end(begun[1])
         addresses = v4.addresses + v6.addresses
         if addresses:
             return Resolution(NOERROR, addresses, min(r.ttl for r in (v4, v6) if r.addresses))
@@ -265,7 +266,7 @@ class Resolver:
         denied = None if paid else self.charge(name, qtype)
         if denied is not None:
             return Reply(REFUSED, False, (), FAILURE_TTL, denied)
-        return await self._query(name, qtype)
+        return await _end(self._begin(name, qtype))
 
     def charge(self, name: str, *qtypes: int) -> Verdict | None:
         """
@@ -288,7 +289,8 @@ class Resolver:
             return None
         return self._budget.charge(name)
 
-    async def _query(self, name: str, qtype: int) -> Reply:
+    def _begin(self, name: str, qtype: int) -> Reply | asyncio.Task[Reply]:
+        """Return what is remembered, or the task that asks; at once, so that whoever is next shares in it."""
         known = self.cached(name, qtype)
         if known is not None:
             return known
@@ -300,7 +302,7 @@ class Resolver:
             task = asyncio.get_running_loop().create_task(self._ask(name, qtype))
             self._pending[key] = task
             task.add_done_callback(lambda _: self._pending.pop(key, None))
-        return await asyncio.shield(task)
+        return task
 
     async def _ask(self, name: str, qtype: int) -> Reply:
         reply = _failure()
@@ -429,6 +431,11 @@ def _override(name: str, host: str, port: int) -> Resolution:
     if address is None:
         raise UsageError(f"the stand-in of {name} must be an address, not {host!r}")
     return Resolution(NOERROR, (address,), OVERRIDE_TTL, port, override=True)
+
+
+async def _end(begun: Reply | asyncio.Task[Reply]) -> Reply:
+    """Wait for a question; whoever stops waiting does not end it for the others."""
+    return begun if isinstance(begun, Reply) else await asyncio.shield(begun)
 
 
 def _failure() -> Reply:
