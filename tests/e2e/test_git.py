@@ -27,7 +27,7 @@ pytestmark.append(LOCAL_ONLY)
 TOKEN = "ghs_the-operators-own-token"
 API, PLAIN = "api.github.com", "git.test"
 LARGE = 200 << 20
-ALLOWED = {"allowedRepos": ["acme/app", "acme/large"], "allowedRefs": ["main", "agent/*"]}
+ALLOWED = {"allowedRepos": ["acme/app", "acme/large", "acme/up"], "allowedRefs": ["main", "agent/*"]}
 
 
 @pytest.fixture(scope="module")
@@ -159,23 +159,28 @@ def peak(box: Sandbox) -> int:
 
 
 @pytest.mark.slow
-def test_a_clone_of_200_mb_streams_through_the_filter(
+def test_200_mb_stream_through_the_filter_both_ways(
     box: Sandbox, server: GitServer, world: World, record_property: pytest.RecordProperty
 ) -> None:
     server.make("acme/large", size=LARGE)
     box.put("origin-ca.pem", world.authority.ca_pem.decode())
-    before, took = peak(box), {}
-    trust = "GIT_SSL_CAINFO=/workspace/origin-ca.pem"
-    for way, host in (("tunnel", PLAIN), ("filter", GITHUB)) * 2:
+    server.make("acme/up")
+    before, took = peak(box), {"tunnel": 1e9, "filter": 1e9}
+    # A host that is not opened shows the stand-in's own certificate.
+    trust = ["env", "GIT_SSL_CAINFO=/workspace/origin-ca.pem"]
+    for way, host, how in (("tunnel", PLAIN, trust), ("filter", GITHUB, [])) * 2:
+        box.run("rm", "-rf", "large.git").assert_ok()
         began = time.monotonic()
-        settings = ["env", trust] if host == PLAIN else []
-        url = f"https://{host}/acme/large.git"
-        box.run(*settings, "git", "clone", "-q", "--bare", url, f"{way}.git", timeout_s=120).assert_ok()
-        took[way] = min(took.get(way, 1e9), time.monotonic() - began)
-        box.run("rm", "-r", f"{way}.git").assert_ok()
+        clone = ["git", "clone", "-q", "--bare", f"https://{host}/acme/large.git", "large.git"]
+        box.run(*how, *clone, timeout_s=120).assert_ok()
+        took[way] = min(took[way], time.monotonic() - began)
+    target = f"https://{GITHUB}/acme/up.git"
+    box.run("git", "-C", "large.git", "push", "-q", target, "main:agent/up", timeout_s=120).assert_ok()
+    assert "refs/heads/agent/up" in server.refs("acme/up")
+    box.run("rm", "-rf", "large.git").assert_ok()
     grown = peak(box) - before
     record_property("seconds", took)
     record_property("grown", grown)
     assert grown < 24 << 20, f"the gate grew by {grown >> 20} MiB"
-    # 1.3 is the goal (spec/network.md); shared machines are not quiet enough to hold a test to it.
+    # 1.3 is the goal; a shared machine is not quiet enough to hold a test to it without some room.
     assert took["filter"] < 1.3 * took["tunnel"] + 2, took
