@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ORIGIN = "origin.test"
 WEB = "web.test"
 REBIND = "rebind.test"
+CLOUD = "s3.us-east-1.amazonaws.com"
+"""Judged by signature; nothing plays it."""
 DENIED = "denied.test"
 KEYS = {"anthropic-api-key": "outside-anthropic-key-4f1d", "openai-api-key": "outside-openai-key-88ce"}
 FORBIDDEN_NAMES = {
@@ -163,7 +165,8 @@ class World:
         *changes* by section of ``spec``; ``hosts`` is short for the allowed hosts, ``ai`` for the
         ceiling in dollars (None leaves it out).
         """
-        hosts = changes.pop("hosts", [ORIGIN, WEB, "api.anthropic.com", "api.openai.com", *FORBIDDEN_NAMES])
+        vendors = ["api.anthropic.com", "api.openai.com", CLOUD]
+        hosts = changes.pop("hosts", [ORIGIN, WEB, *vendors, *FORBIDDEN_NAMES])
         ceiling = changes.pop("ai", None)
         spec: dict[str, Any] = {
             "lifecycle": {"ttl": "1h", "idleTimeout": "30m", "teardownPolicy": "destroy"},

@@ -155,13 +155,13 @@ def canary():
 def run(canary, tmp_path):
     """Run cases against an open substrate; returns outcome and detail by case."""
 
-    def attack(*names, substrate=None, program="", tell=lambda result: None, addresses=LOOPBACK[:1]):
+    def attack(*names, substrate=None, program="", tell=lambda result: None, addresses=LOOPBACK[:1], **hosts):
         config = Config(home=tmp_path, runtime_dir=tmp_path)
         (tmp_path / "audit").mkdir(exist_ok=True)
         box = Box(
             "t-1a2b3c4d", plan("allowed.test"), config, tmp_path, tmp_path, tmp_path / "audit", tmp_path
         )
-        target = Target(substrate or Open(), box, {}, box.plan.digest(), addresses)
+        target = Target(substrate or Open(), box, {}, box.plan.digest(), addresses, **hosts)
         options = ({"program": program} if program else {}) | {"late_s": 0.05}
         cases = [case for case in CASES if case.id in names]
         assert len(cases) == len(names)
@@ -199,6 +199,19 @@ def test_a_gate_that_believes_too_much_is_found(run) -> None:
     finally:
         proxy.listener.close()
     assert {name: r.result for name, r in results.items()} == dict.fromkeys(BY_WAY_OF_THE_GATE, "fail")
+
+
+@pytest.mark.parametrize("name", ["B-33 foreign-cloud-key", "B-34 model-store"])
+def test_a_gate_that_lets_vendors_hosts_pass_unopened_is_found(run, name) -> None:
+    proxy = OpenProxy()
+    try:
+        program = bundle().replace('("127.0.0.1", 3128)', f'("127.0.0.1", {proxy.port})')
+        (result,) = run(name, program=program, model="model.test", cloud="cloud.test").values()
+        (skipped,) = run(name, program=program).values()
+    finally:
+        proxy.listener.close()
+    assert result.result == "fail"
+    assert (skipped.result, skipped.detail[:16]) == ("skipped", "needs a profile ")
 
 
 def test_a_gate_that_does_not_answer_proves_nothing(run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-MODULES = ("base", "network", "names", "web", "parsers", "tls", "kernel", "identity")
+MODULES = ("base", "network", "names", "web", "parsers", "tls", "vendors", "kernel", "identity")
 """The modules of `km_core.attack.inside`, each after those that it imports."""
 _PACKAGES = ("km_core", "km_core.attack", "km_core.attack.inside")
 

@@ -33,7 +33,8 @@ class Case:
             arrive anywhere proves nothing.
         needs: of ``ipv4``, ``ipv6`` (addresses of the host), ``tcp:PORT``, ``udp:PORT`` (the canary got
             it), ``allowed`` (a host that may be dialled), ``rebind`` (a name that leads to this host),
-            ``gate`` (it answers as a proxy inside), ``ai`` (a model host that a stand-in plays).
+            ``gate`` (it answers as a proxy inside), ``ai`` (a model host that a stand-in plays), ``model``
+            (an allowed model host), ``cloud`` (an allowed host of AWS that is judged by signature).
         family: 4 or 6 for addresses of one family, 0 for both.
         tcp: the canary's ports that are tried over TCP; empty for its own.
         udp: over UDP.
@@ -300,6 +301,24 @@ CASES: tuple[Case, ...] = (
         extra={"shapes": ["encrypted hello"]},
     ),
     Case(
+        "B-33",
+        "foreign-cloud-key",
+        "http",
+        "an allowed cloud host takes nothing for somebody else's key or bucket",
+        "foreign_cloud_key",
+        needs=("gate", "cloud"),
+        recorded="builtin:aws-key",
+    ),
+    Case(
+        "B-34",
+        "model-store",
+        "http",
+        "an allowed model host keeps nothing, whoever's key is sent",
+        "model_store",
+        needs=("gate", "model"),
+        recorded="builtin:ai_path_stores_data",
+    ),
+    Case(
         "B-35",
         "smuggling",
         "http",
@@ -466,8 +485,6 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "B-11": "needs a name server that answers wrongly on purpose",
         "B-12": "needs a name server with thousands of addresses",
         "B-13": "needs a name server that sends malformed replies",
-        "B-33": "needs an allowed cloud endpoint",
-        "B-34": "needs an allowed model provider, or a stand-in for one",
         "B-40": "needs an allowed host that redirects",
     }
 )

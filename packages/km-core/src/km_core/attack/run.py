@@ -84,6 +84,8 @@ class Target:
         allowed: a name that the profile allows and that may be dialled at 443; empty for none.
         rebind: names that the profile allows and that lead to this host.
         ai: a model host that the profile allows and that a stand-in plays; empty for none.
+        model: a model host that the profile allows; it is not reached.  Empty for none.
+        cloud: a host of AWS that the profile allows and that the gate judges by signature; it is not reached.
     """
 
     substrate: Substrate
@@ -94,6 +96,8 @@ class Target:
     allowed: str = ""
     rebind: tuple[str, ...] = ()
     ai: str = ""
+    model: str = ""
+    cloud: str = ""
 
 
 @define
@@ -195,6 +199,10 @@ class Attack:
                 return "needs an allowed host that may be dialled: --allowed NAME"
             elif kind == "ai" and not self.target.ai:
                 return "needs an allowed model host that `upstreams` in the configuration stands in for"
+            elif kind == "model" and not self.target.model:
+                return "needs a profile that allows a metered model host"
+            elif kind == "cloud" and not self.target.cloud:
+                return "needs a profile that names AWS by suffix, or a host there that all customers share"
             elif kind == "rebind" and not self.target.rebind:
                 return "needs an allowed name that leads to this host: --rebind NAME"
             elif kind == "gate" and (why := self._gate(user)):
@@ -274,6 +282,8 @@ class Attack:
             "allowed": target.allowed,
             "rebind": target.rebind,
             "ai": target.ai,
+            "model": target.model,
+            "cloud": target.cloud,
             "resolvers": [*_host_resolvers(), *_CLOUD_RESOLVERS],
             "suffix": suffix,
         }

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from km_core.attack import Case, Result, Target
     from km_core.control.substrate import Box
 
+_CLOUD = ("s3.us-east-1.amazonaws.com", "s3.us-east-1.api.aws", "sts.us-east-1.amazonaws.com")
+"""Hosts of AWS that a suffix may open."""
+
 
 @click.command(epilog="Example: km attack dev1 --row B-44 --json")
 @click.argument("ref", required=False)
@@ -133,7 +136,10 @@ def _run(ref: str, cases: list[Case], *, allowed: str, rebind: tuple[str, ...], 
 def _target(substrate: Any, box: Box, recorded: str, allowed: str, rebind: tuple[str, ...]) -> Target:
     from km_core.attack import Target, host_addresses
     from km_core.lifecycle.workload import workload_env
+    from km_core.plugins import load_plugins
     from km_core.policy import NetworkPolicy, ai_vendor, canonical_name
+    from km_core.policy.aws import AwsGuard
+    from km_core.secrets import AwsAccess
 
     policy = NetworkPolicy.from_plan(box.plan.network, private_hosts=box.config.private_hosts)
     try:
@@ -145,6 +151,10 @@ def _target(substrate: Any, box: Box, recorded: str, allowed: str, rebind: tuple
             raise UsageError(f"the profile does not allow {name}", hint="name one that it allows")
     played = [host for host in sorted(box.config.upstreams) if policy.connect(host, 443).allow]
     stand_ins = [host for host in played if not ai_vendor(host)]
+    guard = AwsGuard(box.plan.network.hosts, AwsAccess(), git=box.plan.git.mode != "none")
+    exact = [rule.pattern for rule in box.plan.network.hosts if rule.kind == "exact"]
+    judged = [host for host in (*_CLOUD, *exact) if guard.covers(host) and policy.connect(host, 443).allow]
+    models = [host for meter in load_plugins().meters().values() for host in meter.hosts]
     addresses = dict.fromkeys(a.partition("%")[0] for a in host_addresses() if not a.startswith("fe80"))
     return Target(
         substrate=substrate,
@@ -155,6 +165,8 @@ def _target(substrate: Any, box: Box, recorded: str, allowed: str, rebind: tuple
         allowed=named[0] if allowed else next(iter(stand_ins), ""),
         rebind=tuple(named[1:] if allowed else named),
         ai=next((host for host in played if ai_vendor(host)), ""),
+        model=next((host for host in models if policy.connect(host, 443).allow), ""),
+        cloud=next(iter(judged), ""),
     )
 
 
