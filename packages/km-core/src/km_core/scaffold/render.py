@@ -99,6 +99,7 @@ def _from_kit(listing: Traversable, names: Names) -> dict[str, str]:
         for old, new in (
             ("FakeControlPlane", f"{names.class_prefix}Plane"),
             ("FakeControl", f"{names.class_prefix}Control"),
+            ("FakePolicies", "Policies"),
             ("FakeSockets", "Sockets"),
             ("fake_offer", "offer_of"),
             ("fake-control", names.word),
