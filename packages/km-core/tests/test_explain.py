@@ -126,7 +126,7 @@ def test_a_path_never_turns_a_denial_into_an_allowance(text, scheme, path):
         ("ssh://api.test/x", False, "builtin:port"),
         ("https://user@api.test/", False, "builtin:malformed-name"),
         ("https://api.test@evil.test/", False, "builtin:malformed-name"),
-        ("ws://api.test/", False, "builtin:upgrade"),
+        ("ws://api.test/", True, "h[0]"),
         ("wss://api.test/", True, "h[0]"),
         ("http://km.internal/budget", True, "builtin:inside-api"),
         ("https://km.internal/", False, "builtin:port"),

@@ -217,24 +217,6 @@ def test_hop_by_hop_fields_and_those_named_by_connection_do_not_pass():
     run(main)
 
 
-def test_a_websocket_upgrade_is_refused_by_the_http_filter():
-    async def main():
-        async with Rig() as rig:
-            server = await rig.serve(WEB, ok(), tls=False)
-            await rig.up()
-            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 80))
-            writer.write(
-                b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-            )
-            status, _, body = await answer(reader)
-            assert status == 403
-            assert b"upgrade" in body
-            assert not server.requests
-            writer.close()
-
-    run(main)
-
-
 @pytest.mark.parametrize(
     "field", ["X-HTTP-Method-Override: DELETE", "x_http_method: PUT", "X-Original-URL: /v1/files"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 import sys
 import time
@@ -38,7 +39,12 @@ CASES = {
     "denied URL": ("proxy", 0, b"GET http://denied.test/ HTTP/1.1\r\nHost: denied.test\r\n\r\n", b"HTTP/1.1 403 "),
     "another host": (WEB, 80, GET % b"other.test", b"HTTP/1.1 421 "),
     "a malformed request": (WEB, 80, b"GET / HTTP/1.1\nHost: web.test\n\n", b"HTTP/1.1 400 "),
-    "an upgrade": (WEB, 80, b"GET / HTTP/1.1\r\nHost: web.test\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 403 "),
+    "an upgrade": (WEB, 80, b"GET / HTTP/1.1\r\nHost: web.test\r\nUpgrade: spdy/3\r\n\r\n", b"HTTP/1.1 403 "),
+    "a false upgrade": (WEB, 80, b"GET / HTTP/1.1\r\nHost: web.test\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 "),
+    "DNS over HTTPS": (WEB, 80, b"GET / HTTP/1.1\r\nHost: web.test\r\nAccept: application/dns-message\r\n\r\n", b"HTTP/1.1 403 "),
+    "CONNECT with a body": ("proxy", 0, b"CONNECT web.test:443 HTTP/1.1\r\nHost: web.test:443\r\nContent-Length: 3\r\n\r\nabc", b"HTTP/1.1 400 "),
+    "CONNECT after a request": (WEB, 80, b"CONNECT web.test:443 HTTP/1.1\r\nHost: web.test:443\r\n\r\n", b"HTTP/1.1 405 "),
+    "a proxy request without a URL": ("proxy", 0, GET % b"web.test", b"HTTP/1.1 400 "),
     "https only by plain HTTP": (AI, 80, GET % AI.encode(), b"HTTP/1.1 403 "),
     "TLS to a denied name": ("denied.test", 443, b"\x16\x03\x01\0\x05hello", ACCESS_DENIED),
     "no TLS on 443": (WEB, 443, b"SSH-2.0-x\r\n", b""),
@@ -70,10 +76,15 @@ def test_a_denial_comes_at_once_and_says_what_the_protocol_can(timed, label):
     assert received.startswith(expected)
     assert expected or received == b""
     assert min(took for _, took in timed[label]) < SOON_S
-    if expected.startswith((b"HTTP/1.1 403", b"HTTP/1.1 421")):
+    if expected.startswith(b"HTTP/1.1 "):
         head, _, body = received.decode().partition("\r\n\r\n")
-        for part in ("sandbox:", "host:", "layer:", "rule:", "next:", SANDBOX):
-            assert part in body
+        if not body.startswith("{"):
+            for part in ("sandbox:", "host:", "layer:", "rule:", "next:", SANDBOX):
+                assert part in body
+        else:
+            members = json.loads(body)
+            assert members["sandbox"] == SANDBOX
+            assert {"error", "message", "host", "layer", "rule", "next"} <= set(members)
         [denied] = [line for line in head.split("\r\n") if line.startswith("X-Km-Denied: ")]
         for part in ("rule=builtin:", "layer=", "host=", f"sandbox={SANDBOX}"):
             assert part in denied
@@ -91,7 +102,10 @@ def test_curl_shows_why_a_tunnel_was_refused():
             _, err = await process.communicate()
             assert process.returncode == 56
             assert b"rule=builtin:default-deny; layer=connect; host=denied.test:443" in err
-            assert b"X-Km-Next: the operator can add denied.test to" in err
+            assert (
+                f"X-Km-Next: the operator can open it for a time with `km allow {SANDBOX} denied.test ".encode()
+                in err
+            )
 
     run(main)
 
@@ -113,7 +127,9 @@ def test_python_gets_the_reason_of_a_refused_request():
             )
             out, _ = await process.communicate()
             assert out.startswith(b"403 rule=builtin:port; layer=http; host=denied.test:8080")
-            assert b"next:    the operator can add denied.test:8080 to" in out
+            assert (
+                f"`km allow {SANDBOX} denied.test:8080 --for 30m`, or add denied.test:8080 to".encode() in out
+            )
 
     run(main)
 
@@ -147,5 +163,41 @@ def test_a_name_that_is_no_text_comes_back_as_text_only():
             received, _ = await first_answer(port, b"CONNECT a\x1b]0;x\x07:443 HTTP/1.1\r\nHost: a\r\n\r\n")
             assert received.startswith(b"HTTP/1.1 400 ")
             assert b"\x1b" not in received
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("target", "entry"),
+    [
+        ("denied.test:443", "denied.test"),
+        ("denied.test:80", "denied.test"),
+        ("denied.test:22", "denied.test:22"),
+        ("web.test:22", "web.test:22"),
+        ("203.0.113.7:443", "203.0.113.7"),
+        ("203.0.113.7:22", "203.0.113.7:22"),
+        ("[2001:4860:4860::8888]:443", "[2001:4860:4860::8888]:443"),
+        ("10.0.0.1:443", "10.0.0.1"),
+        ("dns.google:443", "dns.google"),
+        # What no entry opens is not offered.
+        ("127.0.0.1:443", ""),
+        ("169.254.169.254:80", ""),
+        ("198.18.0.1:80", ""),
+        ("localhost:443", ""),
+        ("km.internal:443", ""),
+        ("a.km.internal:443", ""),
+        ("api.mistral.ai:443", ""),
+        (f"{AI}:443", ""),
+        ("two..dots:443", ""),
+    ],
+)
+def test_an_allow_is_offered_exactly_where_it_would_help(target, entry):
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")], limit=5) as rig:
+            await rig.up()
+            ask = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+            received, _ = await first_answer(rig.proxy(), ask)
+            offered = received.decode().partition("`km allow ")[2].partition("`")[0]
+            assert offered == (f"{SANDBOX} {entry} --for 30m" if entry else "")
 
     run(main)

@@ -84,8 +84,7 @@ def explain_target(rules: EgressRules, text: str, *, method: str = "") -> Verdic
     if meter is None and (secret := rules.credentials.get(target.authority.host)) is not None:
         return _with_credential(verdict, target, secret)
     if meter is None:
-        # On port 80 the HTTP filter reads along, and there protocols do not change.
-        return _upgrade() if target.scheme == "ws" and target.authority.port == 80 else verdict
+        return verdict
     return _metered(verdict, rules, target, meter, method.upper())
 
 
@@ -101,7 +100,8 @@ def _with_group(verdict: Verdict, groups: Sequence[GroupResolution]) -> Verdict:
 
 
 def _upgrade() -> Verdict:
-    return Verdict(False, "builtin:upgrade", "http", "protocol upgrades do not pass the HTTP filter")
+    reason = "what a WebSocket carries is neither metered nor judged by repository"
+    return Verdict(False, "builtin:upgrade", "http", reason)
 
 
 def _metered(verdict: Verdict, rules: EgressRules, target: Target, meter: Meter, method: str) -> Verdict:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
 
+from km_core.policy.aws_hosts import aws_endpoint
 from km_core.policy.github import GIT_HOSTS
 from km_net_proxy.git.handed import HandedOut
 from km_net_proxy.http.connections import CURRENT
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from km_core.audit import ChainWriter, DecisionLog
+    from km_core.policy import Authority as AskedFor
     from km_core.policy import NetworkPolicy
     from km_core.policy.aws import AwsGuard
     from km_core.types import InjectionRule, Meter, Verdict
@@ -27,6 +29,18 @@ if TYPE_CHECKING:
     from km_net_proxy.http.upstream import Upstreams
     from km_net_proxy.inside import InsideApi
 
+
+_OPENED_BY_ENTRY = frozenset(
+    {
+        "builtin:default-deny",
+        "builtin:port",
+        "builtin:literal-address",
+        "builtin:forbidden-address",
+        "builtin:public-resolver",
+        "builtin:git-host",
+        "builtin:local-name",
+    }
+)
 
 LARGE_BODY = 64 * 1024
 """Bytes of a body from which decoding and parsing it may take milliseconds."""
@@ -184,6 +198,24 @@ class GateContext:
             or self.filters_git(name)
             or (self.aws is not None and self.aws.covers(name))
         )
+
+    def entry_for(self, verdict: Verdict, named: AskedFor) -> str:
+        """
+        Return the entry of ``km allow`` that would open what *verdict* denied; empty when none would.
+
+        Args:
+            verdict: the denial.
+            named: what was asked for.
+        """
+        if verdict.rule not in _OPENED_BY_ENTRY or not self.policy.openable(named):
+            return ""
+        host = named.host
+        opened = aws_endpoint(host) is not None or host in self.owned or host in self.injections
+        if opened and not self.authority.signs_for(host):
+            return ""  # the gate would have to open its TLS, and the sandbox's CA does not reach so far
+        # Ports 443 and 80 are what an entry without a port opens.
+        web = named.port in (443, 80) and verdict.rule != "builtin:port" and ":" not in host
+        return host if web else str(named)
 
     def filters_git(self, name: str) -> bool:
         """Whether requests to *name* are judged by repository."""

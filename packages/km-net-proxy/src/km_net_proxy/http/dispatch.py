@@ -26,20 +26,14 @@ from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_req
 from km_net_proxy.http.hello import ClientHello, HelloError
 from km_net_proxy.http.judge import Judge
 from km_net_proxy.http.peek import peek, peek_hello
-from km_net_proxy.http.refusal import (
-    ACCESS_DENIED,
-    blocked_page,
-    denial_fields,
-    json_error,
-    printable,
-    response,
-)
+from km_net_proxy.http.refusal import ACCESS_DENIED, printable
 from km_net_proxy.http.relay import Relay, reset_on_close
-from km_net_proxy.http.scope import Scope, authority_of
+from km_net_proxy.http.scope import RequestRefused, Scope, authority_of
 from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import attach
 
 if TYPE_CHECKING:
+    from km_core.policy import Authority
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.dial import Dialled
@@ -203,7 +197,7 @@ class Dispatcher:
         elif first[0] == _TLS_BYTE:
             await self._last_words(connection, sock, ACCESS_DENIED)
         elif scope.port == 80:
-            await self._last_words(connection, sock, self._page(verdict, _target(scope)))
+            await self._last_words(connection, sock, self._page(verdict, authority_of(str(scope), None)))
         else:
             reset_on_close(sock)
 
@@ -258,6 +252,8 @@ class Dispatcher:
         await self._tunnel(connection, sock, scope, hello=hello)
 
     async def _intercept(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
+        # A handshake is signed for: many at once would hold everybody up.
+        await connection.turns.take()
         context = self._gate.authority.context(scope.name)
         try:
             stream = await attach(take(sock), context)
@@ -394,8 +390,7 @@ class Dispatcher:
         except ValueError as error:
             verdict = Verdict(False, "builtin:http-malformed", "connect", printable(str(error)))
             self._gate.evidence.decided(verdict, "http_malformed", port=self._proxy_port)
-            body = json_error("http_malformed", printable(str(error)))
-            return response(400, body, content_type="application/json")
+            return self._told(400, "http_malformed", verdict, f"km proxy:{self._proxy_port}")
         policy = self._gate.policy
         if authority.address is not None:
             verdict = policy.address(authority.address, authority.port, "connect")
@@ -409,17 +404,18 @@ class Dispatcher:
         if verdict.allow:
             return scope
         if verdict.layer == "lease":
-            body = json_error("control_plane_unavailable", "the control plane cannot be reached")
-            return response(503, body, content_type="application/json")
-        return self._page(verdict, str(authority))
+            return self._told(503, "control_plane_unavailable", verdict, str(authority))
+        return self._page(verdict, authority)
 
-    def _page(self, verdict: Verdict, target: str) -> bytes:
-        sandbox = self._gate.sandbox_id
-        return response(
-            403,
-            blocked_page(verdict, sandbox=sandbox, target=target),
-            headers=denial_fields(verdict, sandbox=sandbox, target=target),
+    def _page(self, verdict: Verdict, named: Authority) -> bytes:
+        sandbox, entry = self._gate.sandbox_id, self._gate.entry_for(verdict, named)
+        return RequestRefused.denied(verdict, sandbox=sandbox, target=str(named), entry=entry).wire(
+            close=True
         )
+
+    def _told(self, status: int, code: str, verdict: Verdict, target: str) -> bytes:
+        sandbox = self._gate.sandbox_id
+        return RequestRefused.told(status, code, verdict, sandbox=sandbox, target=target).wire(close=True)
 
     # -- DNS over TCP -----------------------------------------------------------------------------
 
@@ -449,8 +445,3 @@ def _incomplete(head: bytes) -> bool:
 def take(sock: socket.socket) -> socket.socket:
     """Return a socket object that owns *sock*'s descriptor; closing *sock* then does nothing."""
     return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-
-
-def _target(scope: Scope) -> str:
-    host = scope.name or str(scope.address)
-    return f"[{host}]:{scope.port}" if ":" in host else f"{host}:{scope.port}"

@@ -26,6 +26,7 @@ from km_net_proxy.http.head import (
     parse_response,
 )
 from km_net_proxy.http.stream import HIGH_WATER
+from km_net_proxy.http.websocket import SWITCH, accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -155,6 +156,7 @@ class Exchange:
             server's connection is dropped.
         source: the body in place of the client's own, which it is made from.
         sent_length: framing of *source*: bytes, or `CHUNKED`.
+        accept: of a WebSocket handshake (`websocket.accept_for`); a 101 with it is the final response.
     """
 
     def __init__(
@@ -169,8 +171,10 @@ class Exchange:
         on_client_lost: Callable[[], None] | None = None,
         source: AsyncIterator[bytes] | None = None,
         sent_length: int | None = None,
+        accept: bytes = b"",
     ) -> None:
         self._source = source
+        self._accept = accept
         self._sent_length = request.length if source is None or sent_length is None else sent_length
         self._connection = connection
         self._client = client
@@ -233,6 +237,11 @@ class Exchange:
                 if self._sent_length:
                     pump = asyncio.get_running_loop().create_task(self._pump(server))
             response = await self._final_head(server)
+            if response.status == 101:
+                self._started = True
+                switch = b"".join(b"%b: %b\r\n" % field for field in SWITCH)
+                self._client.write(_response_head(response, switch, drop_length=True))
+                return Outcome(101, keep_client=False, up=0, down=0), False
             await self._answer(server, response)
             whole = pump is None or (pump.done() and self._body_error is None)
             reusable = whole and response.keep_alive
@@ -284,6 +293,8 @@ class Exchange:
             if response.status >= 200:
                 return response
             if response.status == 101:
+                if self._accept and accepted(response, self._accept):
+                    return response
                 raise UpstreamLostError("the server switched protocols unasked", started=False)
             self._extend()
             if self._request.minor == 1:

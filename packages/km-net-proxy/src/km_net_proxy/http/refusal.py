@@ -30,6 +30,7 @@ _REASONS = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     421: "Misdirected Request",
+    426: "Upgrade Required",
     431: "Request Header Fields Too Large",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -61,7 +62,7 @@ def response(
     return head if head_only else head + body
 
 
-def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
+def blocked_page(verdict: Verdict, *, sandbox: str, target: str, entry: str = "") -> bytes:
     """
     Return the text of a 403.
 
@@ -69,6 +70,7 @@ def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
         verdict: the denial.
         sandbox: id of the sandbox.
         target: ``host:port`` as judged.
+        entry: what would open it, see `GateContext.entry_for`.
     """
     title = HTTPS_ONLY if verdict.rule == "builtin:https-only" else BLOCKED
     shown = printable(target)
@@ -80,13 +82,15 @@ def blocked_page(verdict: Verdict, *, sandbox: str, target: str) -> bytes:
         f"layer:   {verdict.layer}",
         f"rule:    {verdict.rule}",
         f"reason:  {printable(verdict.reason)}",
-        f"next:    {_next(verdict, shown)}",
+        f"next:    {_next(verdict, sandbox, shown, entry)}",
         "",
     ]
     return "\n".join(lines).encode("utf-8")
 
 
-def denial_fields(verdict: Verdict, *, sandbox: str, target: str) -> tuple[tuple[str, str], ...]:
+def denial_fields(
+    verdict: Verdict, *, sandbox: str, target: str, entry: str = ""
+) -> tuple[tuple[str, str], ...]:
     """
     Return the header fields of a denial, for clients that do not show bodies.
 
@@ -94,10 +98,18 @@ def denial_fields(verdict: Verdict, *, sandbox: str, target: str) -> tuple[tuple
         verdict: the denial.
         sandbox: id of the sandbox.
         target: ``host:port`` as judged.
+        entry: what would open it, see `GateContext.entry_for`.
     """
     shown = printable(target)
     said = f"rule={verdict.rule}; layer={verdict.layer}; host={shown}; sandbox={sandbox}"
-    return (("X-Km-Denied", _ascii(said)), ("X-Km-Next", _ascii(_next(verdict, shown))))
+    return (("X-Km-Denied", _ascii(said)), ("X-Km-Next", _ascii(_next(verdict, sandbox, shown, entry))))
+
+
+def denial_members(verdict: Verdict, *, sandbox: str, target: str) -> dict[str, str]:
+    """Return what `denial_fields` says as members of a JSON body."""
+    shown = printable(target)
+    members = {"sandbox": sandbox, "host": shown, "layer": verdict.layer, "rule": verdict.rule}
+    return {**members, "next": _next(verdict, sandbox, shown, "")}
 
 
 def _ascii(text: str) -> str:
@@ -115,19 +127,25 @@ _NEXT = {
     "builtin:aws-scope": "the operator can list service and region under aws in the configuration",
     "builtin:aws-bucket": "the operator can list the bucket under aws.buckets in the configuration",
     "builtin:private-address": "the operator can name host and range under private_hosts in the configuration",
+    "builtin:dns-over-https": "ask the sandbox's own resolver, which answers names that the profile allows",
+    "builtin:http-malformed": "mend the client: servers could read this request in more than one way",
+    "builtin:http-method": "use another method; tunnels are opened at the explicit proxy",
+    "builtin:lease": "nothing is wrong with the request; `km doctor` checks the control plane",
+    "builtin:audit": "nothing is wrong with the request; `km logs` and `km doctor` show why nothing is recorded",
+    "builtin:credential": "the operator can give the secret a value with `km secrets set`",
 }
 
 
-def _next(verdict: Verdict, target: str) -> str:
+def _next(verdict: Verdict, sandbox: str, target: str, entry: str) -> str:
     known = _NEXT.get(verdict.rule)
     if known is not None:
         return known
     ask = f"`km explain egress PROFILE {target}` shows the decision"
-    if verdict.rule in ("builtin:default-deny", "builtin:port"):
-        # Ports 443 and 80 are what an entry without a port opens.
-        host, _, port = target.rpartition(":")
-        entry = host if host and port in ("443", "80") and verdict.rule == "builtin:default-deny" else target
-        return f"the operator can add {entry} to spec.network.egress.allowedHosts; {ask}"
+    if entry:
+        return (
+            f"the operator can open it for a time with `km allow {sandbox} {entry} --for 30m`, "
+            f"or add {entry} to spec.network.egress.allowedHosts; {ask}"
+        )
     return ask
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from km_core.policy import parse_authority
-from km_net_proxy.http.refusal import blocked_page, denial_fields, json_error
+from km_net_proxy.http.refusal import (
+    blocked_page,
+    denial_fields,
+    denial_members,
+    json_error,
+    printable,
+    response,
+)
 
 if TYPE_CHECKING:
     import ipaddress
@@ -46,6 +53,11 @@ class Scope:
         """The scheme of origin-form requests here."""
         return "https" if self.tls else "http"
 
+    def __str__(self) -> str:
+        """Return ``host:port``, an IPv6 address in brackets."""
+        host = self.name or ("km proxy" if self.address is None else str(self.address))
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
 
 class RequestRefused(Exception):  # noqa: N818 - an answer, not a defect
     """A request is answered by the gate itself."""
@@ -73,14 +85,46 @@ class RequestRefused(Exception):  # noqa: N818 - an answer, not a defect
 
     @classmethod
     def denied(
-        cls, verdict: Verdict, *, sandbox: str, target: str, status: int = 403, close: bool = False
+        cls,
+        verdict: Verdict,
+        *,
+        sandbox: str,
+        target: str,
+        entry: str = "",
+        status: int = 403,
+        close: bool = False,
     ) -> RequestRefused:
         """Return a refusal by policy, as a page and in header fields."""
         return cls(
             status,
-            blocked_page(verdict, sandbox=sandbox, target=target),
+            blocked_page(verdict, sandbox=sandbox, target=target, entry=entry),
+            headers=denial_fields(verdict, sandbox=sandbox, target=target, entry=entry),
+            close=close,
+        )
+
+    @classmethod
+    def told(
+        cls, status: int, code: str, verdict: Verdict, *, sandbox: str, target: str, close: bool = False
+    ) -> RequestRefused:
+        """Return a refusal for programs: the gate's JSON body with what `denied` says in it."""
+        members = denial_members(verdict, sandbox=sandbox, target=target)
+        return cls(
+            status,
+            json_error(code, printable(verdict.reason), **members),
+            content_type=_JSON,
             headers=denial_fields(verdict, sandbox=sandbox, target=target),
             close=close,
+        )
+
+    def wire(self, *, close: bool, head_only: bool = False) -> bytes:
+        """Return the whole answer."""
+        return response(
+            self.status,
+            self.body,
+            content_type=self.content_type,
+            headers=self.headers,
+            close=close,
+            head_only=head_only,
         )
 
 

@@ -12,33 +12,39 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from km_core.errors import AuditError, KmError
-from km_core.policy import INSIDE_NAME
+from km_core.policy import INSIDE_NAME, is_public_resolver
 from km_core.types import Verdict
 from km_net_proxy.aws import judge_aws_request
 from km_net_proxy.git.requests import GitRequests
 from km_net_proxy.http.account import Account
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destination
 from km_net_proxy.http.dial import DialDenied, DialError
+from km_net_proxy.http.doh import asks_resolver
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
 from km_net_proxy.http.head import HeadError, RequestHead, check_partial, overridden, parse_request
 from km_net_proxy.http.injection import ControlPlaneLostError, CredentialError, Sending, outgoing
 from km_net_proxy.http.metered import ModelCalls
-from km_net_proxy.http.refusal import json_error, printable, response
+from km_net_proxy.http.refusal import printable
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
+from km_net_proxy.http.websocket import SWITCH, accept_for, carry
 from km_net_proxy.inside_services import read_body
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
+    from km_core.types import Meter
     from km_net_proxy.http.connections import Connection
     from km_net_proxy.http.context import GateContext
     from km_net_proxy.http.exchange import Outcome
     from km_net_proxy.http.stream import Stream
     from km_net_proxy.http.upstream import Upstream
 
-_JSON = "application/json"
 _LINGER_S = 1.0
 _LINGER_BYTES = 1 << 20
+_UPGRADE_REQUIRED = 426
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
+_UNRECORDED = Verdict(False, "builtin:audit", "http", "the decision cannot be recorded")
+_METHOD = Verdict(False, "builtin:http-method", "http", "this method is not served here")
 
 
 class Session:
@@ -90,28 +96,12 @@ class Session:
             return await self._answer(request)
         except RequestRefused as refusal:
             close = refusal.close or not request.keep_alive or request.minor == 0 or request.length != 0
-            head_only = request.method == "HEAD"
-            self.client.write(
-                response(
-                    refusal.status,
-                    refusal.body,
-                    content_type=refusal.content_type,
-                    headers=refusal.headers,
-                    close=close,
-                    head_only=head_only,
-                )
-            )
+            self.client.write(refusal.wire(close=close, head_only=request.method == "HEAD"))
             if close:
                 await self.linger()
             return not close
         except AuditError:
-            self.client.write(
-                response(
-                    503,
-                    json_error("audit_unavailable", "the decision cannot be recorded"),
-                    content_type=_JSON,
-                )
-            )
+            self.client.write(self._refused(503, "audit_unavailable", _UNRECORDED).wire(close=True))
             await self.linger()
             return False
 
@@ -123,10 +113,11 @@ class Session:
         self._judge(request, target)
         if not self.gate.lease.valid:
             self._unleased(host)
-        upgrade = request.index.get(b"upgrade", b"").lower()
         meter = self.gate.meters.get(host)
-        if upgrade and (meter is not None or upgrade != b"h2c"):
-            self.deny("builtin:upgrade", "http", "protocol upgrades do not pass the HTTP filter", target)
+        accept = self._upgrade(request, target, meter)
+        if asks_resolver(request, target.path) and not is_public_resolver(host):
+            # Only an exact rule opens a public resolver's host: that is the profile's own word.
+            self.deny("builtin:dns-over-https", "http", "DNS over HTTPS would pass the DNS filter by", target)
         if self.gate.intercepts(host):
             if not self.scope.tls:
                 self.deny("builtin:intercepted-host", "http", "this host is reached over https only", target)
@@ -135,9 +126,7 @@ class Session:
                     "builtin:method-override", "http", "a field asks for another method or path", target
                 )
             if request.method in ("CONNECT", "TRACE"):
-                raise RequestRefused.error(
-                    405, "method_not_allowed", "this method is not served here", close=True
-                )
+                raise self._refused(405, "method_not_allowed", _METHOD, str(target.authority))
         if meter is not None:
             return await ModelCalls(self, meter).serve(request, target)
         git = self.gate.policy.git
@@ -145,8 +134,31 @@ class Session:
             return await GitRequests(self, git).serve(request, target)
         if self.gate.aws is not None and self.gate.aws.covers(host):
             body = await judge_aws_request(self, self.gate.aws, request, target)
-            return await self.forward(request, target, body)
-        return await self.forward(request, target)
+            return await self.forward(request, target, body, accept=accept)
+        return await self.forward(request, target, accept=accept)
+
+    def _upgrade(self, request: RequestHead, target: Target, meter: Meter | None) -> bytes:
+        """
+        Judge a protocol upgrade: WebSockets pass where nothing in them has to be read.
+
+        Returns:
+            What a server answers to a WebSocket handshake (`accept_for`); empty for a plain request.
+        """
+        upgrade = request.index.get(b"upgrade", b"").lower()
+        if not upgrade or (upgrade == b"h2c" and meter is None):
+            return b""  # h2c is an offer, which the gate does not pass on
+        if upgrade != b"websocket":
+            self.deny("builtin:upgrade", "http", "only upgrades to WebSocket pass the HTTP filter", target)
+        if meter is not None:
+            # Clients that can do without take this status for "then over HTTP"; others give up at once.
+            reason = "what a WebSocket to a model host costs is not metered"
+            self.deny("builtin:upgrade", "http", reason, target, status=_UPGRADE_REQUIRED)
+        if self.gate.filters_git(target.authority.host):
+            self.deny("builtin:upgrade", "http", "a WebSocket cannot be judged by repository", target)
+        try:
+            return accept_for(request)
+        except HeadError as error:
+            raise self._refused(400, "http_malformed", self._malformed_event(str(error))) from error
 
     async def _sending(self, request: RequestHead, target: Target) -> Sending:
         """Return what goes out: with the operator's credential where a rule says so."""
@@ -157,13 +169,11 @@ class Session:
         try:
             return await outgoing(self.gate, rule, request, target)
         except ControlPlaneLostError as error:
-            raise RequestRefused.error(
-                503, "control_plane_unavailable", "the control plane cannot be reached"
-            ) from error
+            raise self._refused(503, "control_plane_unavailable", _LAPSED, close=False) from error
         except CredentialError as error:
             verdict = Verdict(False, "builtin:credential", "http", error.message)
             self.gate.evidence.decided(verdict, "http_request", name=host, port=target.authority.port)
-            raise RequestRefused.error(403, error.code, error.message) from error
+            raise self._refused(403, error.code, verdict, str(target.authority), close=False) from error
 
     def target_of(self, request: RequestHead) -> Target:
         """
@@ -174,9 +184,7 @@ class Session:
         """
         scope = self.scope
         if request.method in ("CONNECT", "PRI"):
-            raise RequestRefused.error(
-                405, "method_not_allowed", "this method is not served here", close=True
-            )
+            raise self._refused(405, "method_not_allowed", _METHOD)
         try:
             host = request.index.get(b"host", b"").decode("ascii")
             if request.target.startswith("/") or request.target == "*":
@@ -189,8 +197,7 @@ class Session:
             else:
                 named, path = self._absolute(request.target, host)
         except (ValueError, UnicodeDecodeError) as error:
-            self._malformed_event(str(error))
-            raise RequestRefused.error(400, "http_malformed", printable(str(error)), close=True) from error
+            raise self._refused(400, "http_malformed", self._malformed_event(str(error))) from error
         if not scope.explicit:
             self._same_host(named, request)
         default = 443 if scope.tls else 80
@@ -260,24 +267,41 @@ class Session:
             detail=detail,
         )
         if not verdict.allow:
-            raise RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named))
+            raise self._denied(verdict, named)
         name = "" if named.address is not None else named.host
         self.connection.destination = Destination(name, named.address, named.port)
         self._account.request(self.connection.destination)
 
-    def deny(self, rule: str, layer: str, reason: str, target: Target) -> None:
+    def deny(self, rule: str, layer: str, reason: str, target: Target, *, status: int = 403) -> None:
         """Record and answer a denial that is not the network policy's."""
         verdict = Verdict(False, rule, layer, reason)
         named = target.authority
         self.gate.evidence.decided(verdict, "http_request", name=named.host, port=named.port)
-        raise RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named))
+        refused = self._denied(verdict, named)
+        refused.status = status
+        if status == _UPGRADE_REQUIRED:
+            # What to speak instead (RFC 9110 section 15.5.22).
+            refused.headers += (("Upgrade", "HTTP/1.1"),)
+        raise refused
+
+    def _denied(self, verdict: Verdict, named: Authority) -> RequestRefused:
+        entry = self.gate.entry_for(verdict, named)
+        return RequestRefused.denied(verdict, sandbox=self.gate.sandbox_id, target=str(named), entry=entry)
+
+    def _refused(
+        self, status: int, code: str, verdict: Verdict, target: str = "", *, close: bool = True
+    ) -> RequestRefused:
+        """Return a refusal in the gate's own JSON; *target* is the connection's unless given."""
+        target = target or str(self.scope)
+        return RequestRefused.told(
+            status, code, verdict, sandbox=self.gate.sandbox_id, target=target, close=close
+        )
 
     def _unleased(self, host: str) -> None:
-        verdict = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
-        self.gate.evidence.decided(verdict, "http_request", name=host)
+        self.gate.evidence.decided(_LAPSED, "http_request", name=host)
         if host in self.gate.meters and self.scope.tls:
             return  # answered in the provider's own shape
-        raise RequestRefused.error(503, "control_plane_unavailable", "the control plane cannot be reached")
+        raise self._refused(503, "control_plane_unavailable", _LAPSED, close=False)
 
     async def _inside(self, request: RequestHead, target: Target) -> bool:
         inside = self.gate.inside
@@ -304,15 +328,30 @@ class Session:
             await self.linger()
         return not close
 
-    async def forward(self, request: RequestHead, target: Target, body: bytes | None = None) -> bool:
-        """Carry out a request that no meter is concerned with; *body* when it has been read already."""
+    async def forward(
+        self, request: RequestHead, target: Target, body: bytes | None = None, *, accept: bytes = b""
+    ) -> bool:
+        """
+        Carry out a request that no meter is concerned with.
+
+        Args:
+            request: the head.
+            target: where it goes.
+            body: when it has been read already.
+            accept: of a WebSocket handshake, see `_upgrade`.
+        """
         sending = await self._sending(request, target)
         length = None if body is None else len(body)
         head = request_head(
-            request, sending.path, target.host, sending.fields, length=length, own=sending.own
+            request,
+            sending.path,
+            target.host,
+            sending.fields,
+            length=length,
+            own=(*sending.own, *(SWITCH if accept else ())),
         )
-        exchange = Exchange(self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S)
-        upstream = await self.open(target)
+        exchange = Exchange(self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S, accept=accept)
+        upstream = await self.open(target, fresh=accept != b"")
         while True:
             try:
                 outcome, reusable = await exchange.run(upstream, head, body)
@@ -328,12 +367,14 @@ class Session:
                 return self.lost(error, started=exchange.started)
             except ClientBodyError as error:
                 upstream.stream.abort()
-                self._malformed_event(str(error))
-                raise RequestRefused.error(400, "http_malformed", str(error), close=True) from error
+                raise self._refused(400, "http_malformed", self._malformed_event(str(error))) from error
             except BaseException:
                 upstream.stream.abort()
                 raise
             break
+        if outcome.status == 101:
+            await carry(self, upstream, target)
+            return False
         rule = self.gate.injections.get(target.authority.host)
         if rule is not None and outcome.status == 401:
             self.gate.secrets.doubt(rule.secret)
@@ -362,9 +403,7 @@ class Session:
             return await self.gate.upstreams.open(named.host, named.port, tls=self.scope.tls, fresh=fresh)
         except DialDenied as denied:
             self.gate.evidence.decided(denied.verdict, "http_request", name=named.host, port=named.port)
-            raise RequestRefused.denied(
-                denied.verdict, sandbox=self.gate.sandbox_id, target=str(named)
-            ) from denied
+            raise self._denied(denied.verdict, named) from denied
         except DialError as error:
             raise RequestRefused.error(502, error.code, printable(str(error))) from error
         except KmError as error:
@@ -381,17 +420,19 @@ class Session:
         raise RequestRefused.error(502, "upstream_lost", str(error))
 
     async def _malformed(self, why: str) -> None:
+        verdict = Verdict(False, "builtin:http-malformed", "http", why)
         with contextlib.suppress(AuditError):
             self._malformed_event(why)
-        self.client.write(response(400, json_error("http_malformed", why), content_type=_JSON))
+        self.client.write(self._refused(400, "http_malformed", verdict).wire(close=True))
         await self.linger()
 
-    def _malformed_event(self, why: str) -> None:
+    def _malformed_event(self, why: str) -> Verdict:
         verdict = Verdict(False, "builtin:http-malformed", "http", why)
         scope = self.scope
         self.gate.evidence.decided(
             verdict, "http_malformed", name=scope.name, address=str(scope.address or ""), port=scope.port
         )
+        return verdict
 
     async def linger(self) -> None:
         """
