@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 
 import pytest
+from gate_rig import until
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_dns_server import query, run
@@ -428,5 +430,29 @@ def test_a_client_that_takes_no_answers_is_let_go(tmp_path, monkeypatch):
                     await loop.sock_sendall(sock, batch)
                     await asyncio.sleep(0.01)
         sock.close()
+
+    run(tmp_path, test)
+
+
+def test_a_connection_that_is_cut_ends_though_its_client_takes_no_answers(tmp_path):
+    async def test(gate):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            loop = asyncio.get_running_loop()
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                client.setblocking(False)
+                await loop.sock_connect(client, listener.getsockname())
+                accepted, _ = await loop.sock_accept(listener)
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+                reader, writer = await asyncio.open_connection(sock=accepted)
+                serving = asyncio.create_task(gate.server.handle_tcp(reader, writer))
+                await loop.sock_sendall(client, framed(query("evil.test")) * 500)
+                await until(lambda: writer.transport.get_write_buffer_size() > 0)
+                started = time.monotonic()
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await serving
+                assert time.monotonic() - started < 5
 
     run(tmp_path, test)

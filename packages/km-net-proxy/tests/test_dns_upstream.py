@@ -272,13 +272,14 @@ def test_the_same_question_is_asked_once():
     run({}, test)
 
 
-def test_the_second_server_is_asked_when_the_first_is_dead():
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_server_is_asked_when_those_before_it_are_dead(count):
     async def main():
         async with Upstream({"a.test": {"A": ["a.test 30 A 192.0.2.1"]}}) as upstream:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dead:
                 dead.bind(("127.0.0.1", 0))
                 gone = dead.getsockname()
-            resolver = Resolver([gone, upstream.address], timeout_s=30.0)
+            resolver = Resolver([*[gone] * count, upstream.address], timeout_s=30.0)
             assert (await resolver.query("a.test", A)).addresses
             await resolver.close()
 

@@ -249,6 +249,8 @@ class DnsServer:
         except asyncio.CancelledError:
             for task in running:
                 task.cancel()
+            # Cut means now: nothing that the client has not taken yet keeps the connection.
+            writer.transport.abort()
             raise
         finally:
             # A client that has said all it wanted to may still wait for answers.

@@ -156,7 +156,7 @@ class Resolver:
         servers: ``(address, port)``, tried in order; see `parse_servers`.
         overrides: canonical name to ``(address, port)``: answered from here, nothing is asked.
         timeout_s: how long one try may take.
-        tries: how many tries per question, going through *servers*.
+        tries: how many tries per question at least, going through *servers*; each is asked once.
         sockets: source ports in use per server.
         cache_size: questions remembered.
         max_pending: questions under way; beyond, the answer is a failure.
@@ -182,7 +182,7 @@ class Resolver:
         self._servers = list(servers)
         self._overrides = {name: _override(name, *target) for name, target in (overrides or {}).items()}
         self._timeout_s = timeout_s
-        self._tries = max(tries, 1)
+        self._tries = max(tries, len(self._servers), 1)
         self._sockets = max(sockets, 1)
         self._cache_size = cache_size
         self._max_pending = max_pending
