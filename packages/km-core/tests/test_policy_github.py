@@ -45,6 +45,7 @@ ROUTES = [
     (API, "GET", "/repos/o/r/compare/main...eve:dev", "any-read", ""),
     (API, "GET", "/repos/o/r/compare/main..o:secret:dev", "any-read", ""),
     (API, "GET", "/repos/o/r/compare%2fo%3Asecret%3Amain...dev", "any-read", ""),
+    (API, "GET", "/repos/o/r/dependency-graph/compare/main...eve:dev", "any-read", ""),
     (API, "GET", "/repositories/12/compare/main...eve:dev", "any-read", ""),
     (WEB, "GET", "/o/r/compare/main...eve:r:x.diff", "any-read", ""),
     (WEB, "GET", "/o/r/pull/new/eve:x", "any-read", ""),

@@ -128,6 +128,26 @@ def test_a_body_of_the_api_is_json_to_everybody(kind, refs):
     run(main)
 
 
+def test_a_body_goes_out_as_long_as_it_came_and_as_json():
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up(api_github_com=ok(b"{}"))
+            text = "\u00e9\u2028\U0001f600" * 1000
+            for more, allowed in (
+                (json.dumps({"message": text}, ensure_ascii=False), True),
+                ('{"size": 1e999}', False),
+                (r'{"message": "\ud800"}', False),
+            ):
+                body = ('{"branch": "main", ' + more[1:]).encode()
+                status, _, _ = await ask(world, "PUT", "/repos/o/r/contents/a", body, host="api.github.com")
+                assert (status == 200) == allowed
+            ((_, arrived),) = world.rig.servers[0].requests
+            assert json.loads(arrived) == {"branch": "main", "message": text}
+            assert len(arrived) < 10_000
+
+    run(main)
+
+
 @pytest.mark.parametrize("branch", ["heads/dev", "tags/v1", "remotes/x", "refs/heads/dev", "HEAD", "@", ""])
 def test_a_branch_that_git_would_look_up_elsewhere_is_no_branch(branch):
     """``*/*`` takes the branch ``heads/dev``, which a server that expands names reads as ``dev``."""

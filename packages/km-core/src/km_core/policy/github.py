@@ -224,7 +224,7 @@ def _api_of(method: str, rest: Sequence[str], read: Route) -> Route | None:
 
 def _compared(read: Route, rest: Sequence[str]) -> Route:
     """Return *read*, or what it is in truth: ``compare/main...OWNER:NAME:BRANCH`` shows another repository."""
-    kind, _, sides = "/".join(rest).lower().partition("/")
+    kind, _, sides = "/".join(rest).lower().removeprefix("dependency-graph/").partition("/")
     if kind not in {"compare", "pull"}:
         return read
     owner, _, name = read.repo.partition("/")

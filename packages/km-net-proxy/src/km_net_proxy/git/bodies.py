@@ -121,6 +121,19 @@ async def document(session: Session, request: RequestHead, limit: int, hold: Hol
     return value
 
 
+def encoded(members: dict[str, Any]) -> bytes:
+    """
+    Return a judged body as it is sent: about as long as it came.
+
+    Raises:
+        ClientBodyError: a number is out of range, or a text has half a character.
+    """
+    try:
+        return json.dumps(members, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ClientBodyError("the body cannot be sent on as JSON") from error
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):

@@ -9,7 +9,6 @@ client, never followed; where they lead is judged when the client asks.
 from __future__ import annotations
 
 import base64
-import json
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -17,7 +16,7 @@ from attrs import evolve, frozen
 from km_core.errors import KmError
 from km_core.policy.github import API, GITHUB_SECRET, SIGNED_HOSTS, Route, classify
 from km_core.types import Verdict
-from km_net_proxy.git.bodies import Hold, coding_of, document, pieces
+from km_net_proxy.git.bodies import Hold, coding_of, document, encoded, pieces
 from km_net_proxy.git.commands import CommandError, CommandList
 from km_net_proxy.git.handed import digest
 from km_net_proxy.git.members import batch, refs, source
@@ -209,7 +208,7 @@ class GitRequests:
         if not verdict.allow:
             return self._refuse(verdict, route, request, target, ref=ref)
         self._record(verdict, target, f"lfs-{asked.direction} {route.repo} {printable(ref)}".strip())
-        return await self._send(route, request, target, _Sending(json.dumps(asked.members).encode()))
+        return await self._send(route, request, target, _Sending(encoded(asked.members)))
 
     async def _api(
         self, route: Route, verdict: Verdict, request: RequestHead, target: Target, *, hold: Hold
@@ -228,7 +227,7 @@ class GitRequests:
             if not verdict.allow:
                 return self._refuse(verdict, route, request, target, ref=ref)
             self._record(verdict, target, f"{request.method} {route.repo} {printable(ref)}")
-        return await self._send(route, request, target, _Sending(json.dumps(members).encode()))
+        return await self._send(route, request, target, _Sending(encoded(members)))
 
     # -- answers ----------------------------------------------------------------------------------
 
