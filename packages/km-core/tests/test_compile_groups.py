@@ -23,6 +23,15 @@ def test_a_configured_index_replaces_the_default_and_keeps_its_port():
     assert ("PIP_INDEX_URL", "https://mirror.invalid:8443/simple") in group.env
 
 
+def test_uv_is_told_the_same_indexes():
+    group = resolve(
+        "global.index-url='https://a.invalid/simple'", "global.extra-index-url='https://b.invalid/simple'"
+    )
+
+    assert ("UV_DEFAULT_INDEX", "https://a.invalid/simple") in group.env
+    assert ("UV_INDEX", "https://b.invalid/simple") in group.env
+
+
 def test_the_environment_wins_over_files():
     group = resolve(
         ":env:.index-url='https://b.invalid/simple'", "global.index-url='https://a.invalid/simple'"

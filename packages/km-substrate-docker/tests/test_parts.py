@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import os
 import socket
+import ssl
 import stat
 import tarfile
 
 import pytest
+from docker.errors import NotFound
 from hypothesis import given
 from hypothesis import strategies as st
 
 from km_core.errors import ProvisionError
 from km_core.plan import LimitsPlan
+from km_host import trust
 from km_substrate_docker.base.closure import Part, Target, base_digest, gate_closure
 from km_substrate_docker.base.rootfs import package_sources, without_credentials
 from km_substrate_docker.containers import WORKLOAD_CAPABILITIES, Limits, limit_gaps
@@ -241,6 +244,7 @@ class _Image:
 
     def __init__(self, pieces):
         self.pieces, self.given = pieces, 0
+        self.attrs = {"Config": {"Env": None}}
 
     def get_archive(self, path):
         def stream():
@@ -266,3 +270,36 @@ def test_only_directories_that_are_not_shared_are_made_in_the_image(folder, made
     data = overlay(_Image(pieces=1), "pem", Owners.here(), folder)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert [member.name for member in archive if member.isdir()] == made
+
+
+class _Files:
+    """A container of an image with these files, as the overlay reads them."""
+
+    def __init__(self, files, env):
+        self.files, self.attrs = files, {"Config": {"Env": env}}
+
+    def get_archive(self, path):
+        if path not in self.files:
+            raise NotFound(path)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            info = tarfile.TarInfo(path.rpartition("/")[2])
+            info.size = len(self.files[path])
+            archive.addfile(info, io.BytesIO(self.files[path]))
+        return iter([buffer.getvalue()]), {"linkTarget": ""}
+
+
+@pytest.mark.parametrize("place", ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"])
+def test_inside_trusts_what_image_and_host_trust_in_every_form(place, tmp_path, monkeypatch):
+    image, host, own = (ssl.DER_cert_to_PEM_cert(name) for name in (b"image", b"host", b"own"))
+    (tmp_path / "host.pem").write_text(host)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "host.pem"))
+    jdk = "/opt/java/openjdk/lib/security/cacerts"
+    main = _Files({place: image.encode(), jdk: b"x"}, ["PATH=/bin", "JAVA_HOME=/opt/java/openjdk"])
+    data = overlay(main, own, Owners.here(), "/workspace")
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        bundle = archive.extractfile("etc/ssl/certs/ca-certificates.crt").read().decode()
+        assert bundle == image + host + own
+        assert archive.extractfile(jdk[1:]).read() == trust.java_store(bundle)
+        # An image without Debian's store gets none: a JDK that is installed later makes its own.
+        assert trust.JAVA_STORE[1:] not in archive.getnames()

@@ -10,7 +10,7 @@ import pytest
 from km_core.config import Config
 from km_core.errors import ProvisionError
 from km_core.plan import NetworkPlan, SandboxPlan, WorkloadPlan
-from km_host import caps
+from km_host import caps, trust
 from km_substrate_local import host_ids, plugin, rootfs
 from km_substrate_local.substrate import LocalSubstrate
 
@@ -51,19 +51,34 @@ def test_writing_twice_gives_the_same(tmp_path):
     assert snapshot() == first
 
 
-def test_system_bundle_ends_before_the_sandboxs_ca_begins(tmp_path, monkeypatch):
+def test_the_bundle_holds_what_the_host_trusts_and_the_sandboxs_ca(tmp_path, monkeypatch):
     bundle = tmp_path / "bundle.pem"
     bundle.write_text("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----")
-    monkeypatch.setattr(rootfs, "SYSTEM_BUNDLES", (str(bundle),))
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
     rootfs.write_rootfs(tmp_path / "r", "sb-00000001", PLAN, CA)
     text = (tmp_path / "r" / "etc/ssl/certs/ca-certificates.crt").read_text()
     assert text == bundle.read_text() + "\n" + CA
+    store = (tmp_path / "r" / "etc/ssl/certs/java/cacerts").read_bytes()
+    assert store == trust.java_store(text)
 
 
 def test_a_host_without_a_bundle_has_the_sandboxs_ca_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(rootfs, "SYSTEM_BUNDLES", ("/nonexistent",))
+    monkeypatch.setattr(trust, "host_bundle", lambda: None)
     rootfs.write_rootfs(tmp_path, "sb-00000001", PLAN, CA)
     assert (tmp_path / "etc/ssl/certs/ca-certificates.crt").read_text() == CA
+
+
+def test_every_jdk_of_the_host_finds_the_one_store(tmp_path, monkeypatch):
+    places = ["/etc/ssl/certs/java/cacerts", "/etc/pki/java/cacerts", "/usr/lib/jvm/own/lib/security/cacerts"]
+    monkeypatch.setattr(trust, "java_stores", lambda: places)
+    rootfs.write_rootfs(tmp_path, "sb-00000001", PLAN, CA)
+    assert (tmp_path / "etc/pki/java/cacerts").readlink() == Path("/etc/ssl/certs/java/cacerts")
+    etc = rootfs.Mount(tmp_path / "etc", "/etc")
+    words = rootfs.bubblewrap_arguments(
+        "sb-00000001", [("/staged", etc)], environment={}, seccomp_fd=9, scratch_bytes=1
+    )
+    at = words.index("/usr/lib/jvm/own/lib/security/cacerts")
+    assert words[at - 2 : at] == ["--ro-bind", "/staged/ssl/certs/java/cacerts"]
 
 
 def test_private_host_files_are_left_out(tmp_path):

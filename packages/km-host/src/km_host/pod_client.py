@@ -33,6 +33,8 @@ KEPT_VARIABLES = (
     "LC_ALL",
     "PYTHONPATH",
     "XDG_RUNTIME_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
     "KM_CONFIG_PATH",
     "KM_BLOCK_PLUGINS",
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from km_core.errors import ProvisionError
+from km_host import trust
 from km_substrate_docker.engine import container_name, labels
 
 if TYPE_CHECKING:
@@ -46,18 +47,8 @@ SYS_MODULE, MKNOD, and the rest of the engine's own default set.
 """
 
 HANDOVER_MOUNT = "/run/km-handover"
-CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 CA_EXTRA = "/usr/local/share/ca-certificates/km-sandbox.crt"
 """Where Debian's ``update-ca-certificates`` finds it again when a package renews the bundle."""
-
-CA_VARIABLES = (
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "NODE_EXTRA_CA_CERTS",
-    "REQUESTS_CA_BUNDLE",
-    "SSL_CERT_FILE",
-)
-"""Clients that bring their own list of CAs look at these."""
 
 _MIB = 1024 * 1024
 _HELPER_MEMORY = 256 * _MIB
@@ -145,7 +136,7 @@ class Specs:
         shared = (self.paths.gate_runtime, self.paths.gate_state, self.paths.audit)
         mounts = [_bind(path, str(path)) for path in shared]
         if ca_bundle:
-            mounts.append(_bind(ca_bundle, CA_BUNDLE, read_only=True))
+            mounts.append(_bind(ca_bundle, trust.BUNDLE, read_only=True))
         return self._common("gate", self.images.base) | {
             "entrypoint": ["/opt/km/libexec/km_sidecar.py", "gate", "--connect", bootstrap_socket],
             "command": [],
@@ -161,7 +152,7 @@ class Specs:
 
     def main(self, pause_id: str, limits: Limits) -> dict[str, Any]:
         """Return the workload's container; every command joins it by the engine's exec."""
-        env = dict.fromkeys(CA_VARIABLES, CA_BUNDLE) | {"KM_SANDBOX_ID": self.sandbox_id}
+        env = dict.fromkeys(trust.CA_VARIABLES, trust.BUNDLE) | {"KM_SANDBOX_ID": self.sandbox_id}
         return self._common("main", self.images.workload) | {
             "entrypoint": ["/bin/sh", "-c", _FIRST_PROCESS],
             "command": [],

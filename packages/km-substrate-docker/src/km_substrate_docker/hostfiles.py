@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,6 +10,8 @@ from attrs import frozen
 from km_core.errors import ProvisionError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from km_host.backend import PodContext
 
 SANDBOX_USER = "sandbox"
@@ -140,17 +141,6 @@ def share_socket(source: Path, target: Path, gid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def host_ca_bundle() -> Path | None:
-    """Return the file of CAs this host trusts, so that the gate trusts what a host process would."""
-    import ssl
-
-    found = ssl.get_default_verify_paths()
-    for name in (found.cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"):
-        if name and Path(name).is_file():
-            return Path(name).resolve()
-    return None
 
 
 def with_user(passwd: str, group: str, uid: int, gid: int) -> tuple[str, str]:

@@ -8,8 +8,9 @@ import tarfile
 from typing import TYPE_CHECKING
 
 from km_core.errors import ProvisionError
+from km_host import trust
 from km_substrate_docker import hostfiles
-from km_substrate_docker.containers import CA_BUNDLE, CA_EXTRA
+from km_substrate_docker.containers import CA_EXTRA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,13 +32,15 @@ def overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> b
         uid,
         gid,
     )
-    bundle = _read(main, CA_BUNDLE).rstrip() + b"\n" + ca_pem.strip().encode() + b"\n"
+    trusted = trust.bundle(_image_trust(main), _host_trust(), ca_pem)
     files = {
         "etc/passwd": passwd.encode(),
         "etc/group": group.encode(),
-        CA_BUNDLE.lstrip("/"): bundle.lstrip(),
+        trust.BUNDLE.lstrip("/"): trusted.encode(),
         CA_EXTRA.lstrip("/"): ca_pem.encode(),
     }
+    for store in _java_stores(main):
+        files[store.lstrip("/")] = trust.java_store(trusted)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         folder = working_dir.strip("/")
@@ -51,6 +54,26 @@ def overlay(main: Container, ca_pem: str, owners: Owners, working_dir: str) -> b
             info.size, info.mode = len(data), 0o644
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def _image_trust(main: Container) -> str:
+    """Return the bundle of an image of whatever distribution; empty when it has none."""
+    found = (_read(main, name) for name in trust.SYSTEM_BUNDLES)
+    return next(filter(None, found), b"").decode(errors="replace")
+
+
+def _java_stores(main: Container) -> list[str]:
+    """Return the key stores of an image: Debian's, and that of a JDK which the image's variable names."""
+    env = dict(line.partition("=")[::2] for line in main.attrs["Config"]["Env"] or ())
+    home = env.get("JAVA_HOME", "")
+    places = [trust.JAVA_STORE, *([f"{home}/lib/security/cacerts"] if home.startswith("/") else [])]
+    return [place for place in map(os.path.normpath, places) if _read(main, place)]
+
+
+def _host_trust() -> str:
+    """Return what this host trusts: an image knows neither the operator's own authorities nor always any."""
+    found = trust.host_bundle()
+    return "" if found is None else found.read_text(encoding="utf-8", errors="replace")
 
 
 def _bounded(stream: Iterable[bytes], path: str) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field, frozen
 
 from km_core.errors import ProvisionError
+from km_host import trust
 from km_host.bootstrap import send_bootstrap
 from km_host.inside import frames
 from km_host.listeners import receive_listeners
@@ -209,7 +210,7 @@ class DockerPod:
 
     def _spawn_gate(self, message: dict[str, Any], listeners: Listeners) -> _StartedGate:
         runtime = self._paths.gate_runtime
-        bundle = hostfiles.host_ca_bundle()
+        bundle = trust.host_bundle()
         path = runtime / "bootstrap.sock"
         with (
             connect(self._images.engine) as client,

@@ -17,6 +17,7 @@ from attrs import frozen
 
 import km_host
 from km_core.errors import ProvisionError
+from km_host import trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,21 +30,8 @@ UID = 1000
 USER = "sandbox"
 HOME = "/home/sandbox"
 WORKSPACE = "/workspace"
-BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 CA_FILE = "/etc/ssl/km-ca.pem"
 PATH = "/opt/km/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-CA_VARIABLES = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "PIP_CERT",
-    "AWS_CA_BUNDLE",
-    "CODEX_CA_CERTIFICATE",
-    "DENO_CERT",
-)
-"""Variables by which programs find the CAs they trust; all name the bundle."""
 
 HOST_FILES = (
     "alternatives",
@@ -68,12 +56,8 @@ HOST_FILES = (
 )
 """Below the host's ``/etc``: the same on every machine of its kind, shown only when all may read them."""
 
-SYSTEM_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
+_HOST_PATTERNS = ("java", "java-*-openjdk")
+"""As `HOST_FILES`: configuration without which a JDK of Debian or Fedora does not start."""
 
 _RESERVED = (
     "/",
@@ -110,13 +94,14 @@ def write_rootfs(directory: Path, sandbox_id: str, plan: SandboxPlan, ca_pem: st
     """
     try:
         _write_tree(directory / "etc", _etc_files(sandbox_id, plan, ca_pem))
-        for name in HOST_FILES:
+        for name in _host_files():
             _mount_point(Path("/etc") / name, directory / "etc" / name)
         for name, target in (
             ("mtab", "/proc/self/mounts"),
             ("os-release", "../usr/lib/os-release"),
-            ("ssl/cert.pem", BUNDLE),
-            ("pki/tls/certs/ca-bundle.crt", BUNDLE),
+            ("ssl/cert.pem", trust.BUNDLE),
+            ("pki/tls/certs/ca-bundle.crt", trust.BUNDLE),
+            *((place.removeprefix("/etc/"), trust.JAVA_STORE) for place in _java_stores(in_etc=True)),
         ):
             link = directory / "etc" / name
             link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -219,9 +204,10 @@ def bubblewrap_arguments(
     for source, mount in shown:
         words += ["--bind" if mount.writable else "--ro-bind", source, mount.target]
         if mount.target == "/etc":
-            for name in HOST_FILES:
-                if is_public(Path("/etc") / name):
-                    words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+            for name in _host_files():
+                words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+            for place in _java_stores(in_etc=False):
+                words += ["--ro-bind", source + trust.JAVA_STORE.removeprefix("/etc"), place]
     for name, value in sorted(environment.items()):
         words += ["--setenv", name, value]
     return [*words, "--remount-ro", "/", "--chdir", "/"]
@@ -238,8 +224,7 @@ def workload_environment(sandbox_id: str, plan: SandboxPlan) -> dict[str, str]:
         "SHELL": plan.workload.shell,
         "TERM": "xterm-256color",
         "KM_SANDBOX_ID": sandbox_id,
-        **dict.fromkeys(CA_VARIABLES, BUNDLE),
-        "NODE_EXTRA_CA_CERTS": CA_FILE,
+        **dict.fromkeys(trust.CA_VARIABLES, trust.BUNDLE),
         **dict(plan.workload.env),
     }
 
@@ -254,7 +239,24 @@ def is_public(path: Path) -> bool:
     return mode & wanted == wanted
 
 
-def _etc_files(sandbox_id: str, plan: SandboxPlan, ca_pem: str) -> dict[str, str]:
+def _host_files() -> list[str]:
+    """Return what is shown of the host's ``/etc``, by its names there."""
+    etc = Path("/etc")
+    found = [path.name for pattern in _HOST_PATTERNS for path in sorted(etc.glob(pattern))]
+    return [name for name in (*HOST_FILES, *found) if is_public(etc / name)]
+
+
+def _java_stores(*, in_etc: bool) -> list[str]:
+    """Return where the host's JDKs look for their key stores, besides the usual place."""
+    return [
+        place
+        for place in trust.java_stores()
+        if place != trust.JAVA_STORE and place.startswith("/etc/" if in_etc else "/usr/")
+    ]
+
+
+def _etc_files(sandbox_id: str, plan: SandboxPlan, ca_pem: str) -> dict[str, str | bytes]:
+    trusted = trust.bundle(_host_trust(), ca_pem)
     return {
         "passwd": (
             "root:x:0:0:root:/root:/usr/sbin/nologin\n"
@@ -268,32 +270,28 @@ def _etc_files(sandbox_id: str, plan: SandboxPlan, ca_pem: str) -> dict[str, str
         "protocols: files\nservices: files\n",
         "hostname": f"{sandbox_id}\n",
         "shells": "/bin/sh\n/bin/bash\n",
-        BUNDLE.removeprefix("/etc/"): _system_bundle() + ca_pem,
+        trust.BUNDLE.removeprefix("/etc/"): trusted,
+        trust.JAVA_STORE.removeprefix("/etc/"): trust.java_store(trusted),
         CA_FILE.removeprefix("/etc/"): ca_pem,
     }
 
 
-def _system_bundle() -> str:
-    for name in SYSTEM_BUNDLES:
-        if is_public(Path(name)):
-            text = Path(name).read_text(encoding="utf-8", errors="replace")
-            return text if text.endswith("\n") else text + "\n"
-    return ""
+def _host_trust() -> str:
+    found = trust.host_bundle()
+    return "" if found is None else found.read_text(encoding="utf-8", errors="replace")
 
 
-def _write_tree(directory: Path, files: Mapping[str, str]) -> None:
+def _write_tree(directory: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         path = directory / name
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
 
 
 def _mount_point(source: Path, target: Path) -> None:
     """Make an empty file or directory to mount *source* on."""
-    if not is_public(source):
-        return
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if source.is_dir():
         target.mkdir(mode=0o755, exist_ok=True)

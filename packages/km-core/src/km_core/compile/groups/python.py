@@ -47,9 +47,11 @@ def resolve_python_packages(ask: Callable[[], Mapping[str, object]] | None = Non
             "pip is configured with local indexes only, so there is no host to allow",
             hint=f"remove {NAME} from allowedHosts",
         )
-    env = [("PIP_DISABLE_PIP_VERSION_CHECK", "1"), ("PIP_INDEX_URL", mirrors.urls[0])]
-    if len(mirrors.urls) > 1:
-        env.append(("PIP_EXTRA_INDEX_URL", " ".join(mirrors.urls[1:])))
+    first, *more = mirrors.urls
+    # uv does not read pip's configuration.
+    env = [("PIP_DISABLE_PIP_VERSION_CHECK", "1"), ("PIP_INDEX_URL", first), ("UV_DEFAULT_INDEX", first)]
+    if more:
+        env += [("PIP_EXTRA_INDEX_URL", " ".join(more)), ("UV_INDEX", " ".join(more))]
     return GroupResolution(
         name=NAME,
         hosts=tuple(sorted(mirrors.hosts)),
