@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -133,3 +134,26 @@ def test_what_cannot_be_granted_is_a_usage_error(box: Sandbox, world: World) -> 
     ):
         world.km("allow", box.id, *words).assert_failed(2)
     assert world.km("allow", box.id, "--list", "--json").json()["grants"] == []
+
+
+def test_gates_and_kmd_that_are_killed_over_changes_leave_the_last_policy_in_force(
+    box: Sandbox, world: World
+) -> None:
+    both = [world.profile(f"kills{number}", hosts=[host]) for number, host in enumerate((ORIGIN, WEB))]
+    for number in range(6):
+        victims = world.pid("kmd"), int(box.status()["runtime"]["gate"]["pid"])
+        applying = world.start(
+            "policy", "apply", box.id, str(both[(number + 1) % 2]), "--policy-only", "--json"
+        )
+        time.sleep(0.15 * number)
+        os.kill(victims[number % 2], signal.SIGKILL)
+        out, _ = applying.communicate(timeout=60)
+        shown = world.km("policy", "show", box.id, "--json").json()
+        if applying.returncode == 0:
+            assert json.loads(out)["policy_after"] == shown["policy_version"]
+        box.wait("a valid lease", lambda s: s["runtime"]["gate"].get("lease") == "valid")
+        rules = [rule["rule"] for rule in shown["rules"]]
+        end = time.monotonic() + 15
+        while (reaches(box, ORIGIN), reaches(box, WEB)) != (ORIGIN in str(rules), WEB in str(rules)):
+            assert time.monotonic() < end, rules
+    world.km("audit", "verify", box.id).assert_ok()

@@ -463,3 +463,34 @@ def test_a_profile_that_is_not_the_plans_is_not_changed(box, session):
     (box.config.sandbox_dir(A) / "profile.yaml").write_text("spec: {}\n")
     with pytest.raises(GuardError, match="not the one of the plan"):
         policy.apply_policy(session, box.get(), "file")
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("op", ["policy.apply", "policy.allow", "policy.deny"])
+def test_an_answer_that_a_dying_kmd_did_not_give_is_no_failure(box, session, supervisor, op, carried_out):
+    """Carried out or not, what the command says is what counts."""
+    lost = []
+
+    def call(name, /, **args):
+        if name == op and not lost:
+            if carried_out:
+                box.operator(name, **args)
+            lost.append(name)
+            raise ControlUnavailableError("the control plane does not answer")
+        return box.operator(name, **args)
+
+    offer = SimpleNamespace(connect=lambda _config: SimpleNamespace(call=call, close=lambda: None))
+    session.plugins.control_planes = lambda: {session.config.control_plane: offer}
+    session.close()
+    box.operator("policy.allow", id=A, entry="kept.example", seconds=600)
+
+    if op == "policy.apply":
+        assert policy.apply_policy(session, box.get(), "file").in_force
+        assert box.sandbox(A, "policy.current")["policy"]["network"]["hosts"][0]["pattern"] == "b.example"
+    elif op == "policy.allow":
+        assert policy.allow_for(session, box.get(), "c.example", 60)["grant"]["entry"] == "c.example"
+    else:
+        assert policy.deny_again(session, box.get(), "KEPT.example")["grants"] == []
+    assert lost
+    with pytest.raises(NotFoundError):
+        policy.deny_again(session, box.get(), "never.example")

@@ -16,7 +16,7 @@ from km_core.compile.grant import grant_entry
 from km_core.compile.load import load_document
 from km_core.compile.pipeline import Overrides, effective_text, plan_from_file
 from km_core.control.rpc import ControlClient
-from km_core.errors import ControlUnavailableError, GuardError, KmError, PlanError
+from km_core.errors import ControlUnavailableError, GuardError, KmError, NotFoundError, PlanError
 from km_core.lifecycle.interrupts import CLEANING, undisturbed
 from km_core.lifecycle.locks import exclusive
 from km_core.lifecycle.plan_file import DAMAGED, PROFILE
@@ -27,6 +27,8 @@ from km_core.policy.network import WEB_PORTS
 from km_core.types import SandboxState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from km_core.compile.diff import Change
     from km_core.lifecycle.session import Session
     from km_core.plan import SandboxPlan
@@ -149,8 +151,9 @@ def allow_for(session: Session, record: SandboxRecord, entry: str, seconds: floa
         trial = [*known, {"entry": canonical, "expires_at": record.created_at + 1e10}]
         if _check(session, record, None, trial) is None:
             _require_unopened(session, plan, grant)
-        answer: dict[str, Any] = session.control.call(
-            "policy.allow", id=record.id, entry=canonical, seconds=seconds
+        answer = _surely(
+            session,
+            lambda: session.control.call("policy.allow", id=record.id, entry=canonical, seconds=seconds),
         )
         try:
             told = ask_gate(session, record, "policy.refresh")
@@ -166,7 +169,21 @@ def allow_for(session: Session, record: SandboxRecord, entry: str, seconds: floa
 def deny_again(session: Session, record: SandboxRecord, entry: str) -> dict[str, Any]:
     """Take a grant back and cut what used it; returns ``{grants, policy_version, in_force, cut}``."""
     with exclusive(session.config, record.id):
-        answer: dict[str, Any] = session.control.call("policy.deny", id=record.id, entry=entry)
+        shown = session.control.call("policy.get", id=record.id)
+        canonical = grant_entry(entry)
+        granted = canonical in {grant["entry"] for grant in shown["grants"]}
+
+        def revoke() -> dict[str, Any]:
+            try:
+                found: dict[str, Any] = session.control.call("policy.deny", id=record.id, entry=canonical)
+            except NotFoundError:
+                if not granted:
+                    raise
+                # The first question was carried out, and only its answer lost.
+                found = session.control.call("policy.get", id=record.id)
+            return found
+
+        answer = _surely(session, revoke)
         told = ask_gate(session, record, "policy.refresh")
         return {**answer, "in_force": told is not None, "cut": 0 if told is None else int(told["cut"])}
 
@@ -287,7 +304,29 @@ def _require_followed(old: SandboxPlan, new: SandboxPlan) -> None:
 
 
 def _apply(session: Session, record: SandboxRecord, plan: SandboxPlan, text: str, *, expect: str) -> None:
-    session.control.call("policy.apply", id=record.id, policy=policy_data(plan), profile=text, expect=expect)
+    def change() -> dict[str, Any]:
+        if session.control.call("policy.get", id=record.id)["plan_digest"] == plan.digest():
+            return {}  # it was carried out before, and only the answer lost
+        data = policy_data(plan)
+        answer: dict[str, Any] = session.control.call(
+            "policy.apply", id=record.id, policy=data, profile=text, expect=expect
+        )
+        return answer
+
+    _surely(session, change)
+
+
+def _surely(session: Session, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """
+    Ask the control plane something that may be asked twice, once more when it goes away over it.
+
+    It is started anew for the next connection; whether the first question was carried out, *ask* sees.
+    """
+    try:
+        return ask()
+    except ControlUnavailableError:
+        session.close()
+        return ask()
 
 
 def _profile_of(session: Session, record: SandboxRecord, plan: SandboxPlan) -> str:
