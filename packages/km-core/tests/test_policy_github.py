@@ -15,6 +15,7 @@ from km_core.policy import NetworkPolicy
 from km_core.policy.github import GIT_HOSTS, Route, classify
 from km_core.policy.refs import is_ref
 from km_core.policy.repos import GitPolicy, canonical_repo
+from km_core.profile import grammar
 from km_core.types import Verdict
 
 WEB, API = "github.com", "api.github.com"
@@ -137,6 +138,15 @@ def test_what_is_unclear_or_administers_is_denied_even_where_everything_is_allow
         assert isinstance(route, Verdict) or verdict.allow  # read anything: that is what * says
     else:
         assert not verdict.allow
+
+
+@pytest.mark.parametrize(
+    "pattern", ["o/r", "O/R", "o/r.git", "github.com/o/r", "github.com/O/R.git", "o/*", "o/r*"]
+)
+def test_every_spelling_that_a_profile_may_have_of_a_repository_allows_it(pattern):
+    grammar.repo(pattern)
+    assert GitPolicy((pattern,), None).repository("o/r").allow
+    assert not GitPolicy((pattern,), None).repository("p/r").allow
 
 
 NARROW = GitPolicy(("o/r",), ("main", "refs/tags/v*"))

@@ -43,13 +43,17 @@ def canonical_repo(text: str) -> str:
     return name
 
 
+def _wanted(pattern: str) -> str:
+    return pattern.lower().removeprefix("github.com/").removesuffix(".git")
+
+
 def repo_allowed(patterns: Sequence[str], repo: str) -> Verdict:
     """Judge a repository against ``allowedRepos``: ``*``, ``owner/*``, ``owner/prefix-*`` or exact."""
     name = canonical_repo(repo)
     owner, _, short = name.partition("/")
     for index, pattern in enumerate(patterns):
         rule = f"sourceAccess.github.allowedRepos[{index}] {pattern}"
-        wanted = pattern.lower().removeprefix("github.com/")
+        wanted = _wanted(pattern)
         if wanted == "*":
             return Verdict(allow=True, rule=rule, layer="git", reason="every repository is allowed")
         wanted_owner, _, wanted_short = wanted.partition("/")
@@ -75,7 +79,7 @@ class GitPolicy:
     @property
     def everything(self) -> bool:
         """Whether every repository is allowed."""
-        return any(pattern.lower().removeprefix("github.com/") == "*" for pattern in self.repos)
+        return any(_wanted(pattern) == "*" for pattern in self.repos)
 
     @classmethod
     def from_plan(cls, git: GitPlan) -> GitPolicy | None:
@@ -91,7 +95,7 @@ class GitPolicy:
     def owner(self, owner: str) -> Verdict:
         """Say whether every repository of an owner may be reached, as where one is meant but not named."""
         for index, pattern in enumerate(self.repos):
-            if pattern.lower().removeprefix("github.com/") in {"*", f"{owner.lower()}/*"}:
+            if _wanted(pattern) in {"*", f"{owner.lower()}/*"}:
                 rule = f"sourceAccess.github.allowedRepos[{index}] {pattern}"
                 return Verdict(True, rule, "git", f"every repository of {owner} is allowed")
         return Verdict(
