@@ -3,6 +3,8 @@ The TCP half of the gate beside the proxies installed here, on loopback, in one 
 
     python bench/http_proxy.py [--side km] [--side squid] … [--mode plain] … [--runs 3] [--seconds 2]
 
+Sides: ``km`` with 500 suffixes, 200 hosts, git rules, AWS and a credential; ``km-open`` without rules;
+``km-before`` the same without rules from the checkout that ``--base`` names; ``squid``, ``tinyproxy``, ``proxy.py``.
 Modes: ``plain`` (1 KiB GET, 20 kept clients), ``plain_bulk`` (one 100 MiB GET), ``tunnel_new`` (CONNECT,
 one GET, close, serially), ``tunnel_bulk`` (100 MiB through CONNECT), ``mitm``, ``mitm_new`` and
 ``mitm_bulk`` (the same over opened TLS), ``idle`` (memory with 1,000 open tunnels), ``sse`` (delay of a
@@ -156,10 +158,14 @@ def make_origin(folder: Path, http: int, https: int) -> list[str]:
     return [tool("nginx") or "nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/n.err"]
 
 
-def command(side: str, folder: Path, port: int, *, opened: bool) -> list[str] | None:
+def command(side: str, folder: Path, port: int, *, opened: bool, base: str = "") -> list[str] | None:
     """Return how a side is started, or None when it cannot do this."""
-    if side == "km":
+    if side.startswith("km"):
         argv = [sys.executable, "-m", "km_net_proxy.http.bench_server", "--listen", f"127.0.0.1:{port}"]
+        if side == "km-before":
+            sources = ":".join(str(found) for found in Path(base).glob("packages/*/src"))
+            argv = ["env", f"PYTHONPATH={sources}", "PYTHONDONTWRITEBYTECODE=1", *argv]
+        argv += ["--full-policy"] if side == "km" else []
         ca = f"{folder}/ca.pem"
         return (
             [*argv, "--ca-cert", ca, "--ca-key", f"{folder}/ca.key", "--upstream-ca", ca] if opened else argv
@@ -355,6 +361,7 @@ def main() -> None:
     parser.add_argument("--mode", action="append", choices=MODES)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--base", default="", help="another checkout, for the side km-before")
     arguments = parser.parse_args()
     sides = arguments.side or ["km", *(side for side, program in PEERS.items() if tool(program))]
     modes = [
@@ -374,7 +381,11 @@ def main() -> None:
                     for opened in (False, True):
                         wanted = [mode for mode in modes if (mode in OPENED) == opened]
                         port = free_port()
-                        argv = command(side, folder, port, opened=opened) if wanted else None
+                        argv = (
+                            command(side, folder, port, opened=opened, base=arguments.base)
+                            if wanted
+                            else None
+                        )
                         if argv is None:
                             continue
                         with server(argv, port, first, folder / "server.log") as pid:

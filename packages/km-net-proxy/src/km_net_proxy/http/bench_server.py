@@ -22,9 +22,11 @@ from attrs import evolve, frozen
 
 from km_core.audit import ChainWriter, DecisionLog
 from km_core.ledger.prices import PriceTable
-from km_core.plan import NetworkPlan
+from km_core.plan import GitPlan, HostRule, NetworkPlan
 from km_core.policy import NetworkPolicy, parse_authority
-from km_core.types import Verdict
+from km_core.policy.aws import AwsGuard
+from km_core.secrets import AwsAccess
+from km_core.types import InjectionRule, Verdict
 from km_net_proxy.budget import Budget
 from km_net_proxy.hardening import raise_descriptors
 from km_net_proxy.http.ca import Authority
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from km_net_proxy.http.scope import Scope
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+_INJECTION = InjectionRule("example-token", ("authorization",), "authorization", "Bearer {secret}")
 
 
 class OpenPolicy(NetworkPolicy):
@@ -143,7 +148,9 @@ async def serve(arguments: argparse.Namespace, directory: Path) -> None:
     """Serve until cancelled."""
     listen = parse_authority(arguments.listen, None)
     opening = bool(arguments.ca_key)
-    policy = OpenPolicy.from_plan(NetworkPlan())
+    network = NetworkPlan(hosts=_many_rules() if arguments.full_policy else ())
+    git = GitPlan("allowlist", ("acme/*", "other/tool"), ("main",)) if arguments.full_policy else GitPlan()
+    policy = OpenPolicy.from_plan(network, git=git)
     chain = ChainWriter(directory / "gate.jsonl", writer="gate", sandbox_id="bench")
     log = DecisionLog(chain)
     dialer = Dialer(policy, SystemResolver(), own_allowed=_AnyAddress())
@@ -173,6 +180,8 @@ async def serve(arguments: argparse.Namespace, directory: Path) -> None:
         secrets=SecretCache(control),
         inside=InsideApi(budget, sandbox_id="bench"),
         intercepted=_Everything() if opening else frozenset(),
+        injections={"api.example.com": _INJECTION} if arguments.full_policy else {},
+        aws=AwsGuard(network.hosts, AwsAccess(), git=True) if arguments.full_policy else None,
     )
     kind = OpeningDispatcher if opening else Dispatcher
     with socket.create_server((listen.host, listen.port), backlog=4096) as sock:
@@ -185,6 +194,13 @@ async def serve(arguments: argparse.Namespace, directory: Path) -> None:
         while True:
             await asyncio.sleep(0.25)
             log.flush()
+
+
+def _many_rules() -> tuple[HostRule, ...]:
+    """Return 500 suffixes and 200 hosts, one of them of AWS."""
+    suffixes = [HostRule(f"team{number}.example", "suffix") for number in range(499)]
+    hosts = [HostRule(f"service{number}.internal-tools.example", "exact") for number in range(200)]
+    return (*suffixes, HostRule("amazonaws.com", "suffix"), *hosts)
 
 
 def _no_control() -> AsyncControlClient:
@@ -201,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--ca-cert", default="", help="CA certificate; with --ca-key TLS is opened")
     parser.add_argument("--ca-key", default="")
+    parser.add_argument("--full-policy", action="store_true", help="700 rules, git rules, AWS, a credential")
     parser.add_argument("--upstream-ca", default="", help="CA that servers are verified by")
     arguments = parser.parse_args(argv)
     raise_descriptors()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import structlog
 from attrs import frozen
 
+from km_net_proxy.http.turns import Turns
+
 if TYPE_CHECKING:
     import ipaddress
     from collections.abc import Callable, Coroutine, Iterator
@@ -46,12 +48,14 @@ class Connection:
         unopened: whether it carries bytes that the gate does not open.
         number: correlation id in the audit records, unique in the gate's life.
         expires: loop time at which it is cut; its owner moves it on as bytes flow.
+        turns: where heavy work for it waits for its turn.
     """
 
-    __slots__ = ("_loop", "_task", "destination", "expires", "number", "peer", "unopened")
+    __slots__ = ("_loop", "_task", "destination", "expires", "number", "peer", "turns", "unopened")
 
-    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         self.number = number
+        self.turns = turns
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self.destination: Destination | None = None
@@ -91,6 +95,7 @@ class Connections:
         self._sweeper: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("km.gate.connections")
         self.failures = 0
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -106,7 +111,7 @@ class Connections:
     def serve(self, handler: Callable[[Connection], Coroutine[None, None, None]]) -> Connection:
         """Start *handler* for a new connection and return it."""
         loop = asyncio.get_running_loop()
-        connection = Connection(next(self._numbers), loop)
+        connection = Connection(next(self._numbers), loop, self._turns)
         self._open[connection] = None
         context = contextvars.copy_context()
         context.run(CURRENT.set, connection.number)

@@ -254,6 +254,8 @@ class Dispatcher:
     async def _intercept(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
         # A handshake is signed for: many at once would hold everybody up.
         await connection.turns.take()
+        # A handshake is signed for: many at once would hold everybody up.
+        await connection.turns.take()
         context = self._gate.authority.context(scope.name)
         try:
             stream = await attach(take(sock), context)

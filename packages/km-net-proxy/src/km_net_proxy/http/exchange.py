@@ -49,6 +49,8 @@ _TRAILER_DROPPED = _RESPONSE_DROPPED | {
     b"cache-control",
 }
 _INTERIM_LIMIT = 16
+_HEAVY = HIGH_WATER // 2
+"""Bytes from which a part of an answer waits for its turn."""
 
 
 class UpstreamLostError(Exception):
@@ -323,11 +325,10 @@ class Exchange:
             out = b""
         trailers: list[tuple[bytes, bytes]] = []
         async for whole in body_of(server, length, trailers):
-            # As large as TLS reads at once; in parts, so that a slow reader holds few of them and other
-            # connections wait for no more than one.
+            # Up to what TLS reads at once; in parts, so that a slow reader holds few of them.
             for start in range(0, len(whole), HIGH_WATER):
-                if start:
-                    await asyncio.sleep(0)
+                if start or len(whole) >= _HEAVY:
+                    await self._connection.turns.take()
                 piece = whole if len(whole) <= HIGH_WATER else whole[start : start + HIGH_WATER]
                 self._extend()
                 self.down += len(piece)
@@ -335,8 +336,8 @@ class Exchange:
                 if data:
                     client.write(out + (chunk(data) if chunked else data))
                     out = b""
-                while tap is not None and tap.more():  # noqa: ASYNC110 - nothing is waited for
-                    await asyncio.sleep(0)
+                while tap is not None and tap.more():
+                    await self._connection.turns.take()
                 if client.full:
                     await client.drain()
             if out:
@@ -371,16 +372,20 @@ async def body_of(
     """
     if length == CHUNKED:
         decoder = ChunkedDecoder(lenient=trailers is not None)
-        while not decoder.done:
+        while True:
             data = await stream.read()
             if not data:
                 raise UpstreamLostError("the body breaks off", started=True)
-            decoded = decoder.feed(data)
-            if decoded:
-                yield decoded
-        stream.unread(decoder.rest)
-        if trailers is not None:
-            trailers += decoder.trailers
+            # In parts: what is decoded and not yet taken is held twice.
+            for start in range(0, len(data), HIGH_WATER):
+                decoded = decoder.feed(data[start : start + HIGH_WATER])
+                if decoded:
+                    yield decoded
+                if decoder.done:
+                    stream.unread(decoder.rest + data[start + HIGH_WATER :])
+                    if trailers is not None:
+                        trailers += decoder.trailers
+                    return
     elif length == UNTIL_CLOSE:
         while data := await stream.read():
             yield data

@@ -26,7 +26,8 @@ SPLICE_AFTER = 256 * 1024
 
 _PIECE = 65536
 _PIPE = 512 * 1024
-_ROUNDS = 16
+_ROUNDS = 2
+"""Full pipes that one direction moves in a row: other tunnels wait for no more."""
 _SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _F_SETPIPE_SZ = 1031
 _HALF_CLOSED_S = 60.0
