@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
+import subprocess
 
+import pytest
 from gate_rig import run
 from git_world import TOKEN, World, draft_environment
 
@@ -257,5 +260,63 @@ def test_remotes_written_for_ssh_are_asked_for_over_https_with_the_sandboxs_envi
             for number, url in enumerate(("git@github.com:o/r.git", "ssh://git@github.com/o/r")):
                 code, text = await world.git("clone", "-q", url, f"c{number}", env=draft_environment())
                 assert code == 0, text
+
+    run(main)
+
+
+def signing_key(path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen to sign with")
+def test_signed_pushes_are_judged_by_the_commands_that_were_signed():
+    async def main():
+        async with World(refs=("main",)) as world:
+            path = (await world.up("o/r")).root / "o/r.git"
+            await world.git("config", "receive.certNonceSeed", "seed", cwd=path)
+            work, key = await world.clone(), signing_key(world.rig.directory / "key")
+            sign = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}")
+            await world.commit(work, size=1000)
+            code, text = await world.git(*sign, "push", "--signed", "origin", "main:dev", cwd=work)
+            assert code != 0
+            refused_push(text, "main -> dev")
+            code, text = await world.git(*sign, "push", "--signed", "origin", "main", cwd=work)
+            assert code == 0, text
+            pushes = [body for head, body in world.server.requests if b"/git-receive-pack HTTP" in head]
+            assert b"-----BEGIN SSH SIGNATURE-----" in pushes[-1]
+            assert world.refs() == ["refs/heads/main"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("version", ["0", "1", "2"])
+def test_every_version_of_the_protocol_and_clients_that_wait_are_served(version):
+    async def main():
+        async with World(refs=("main",)) as world:
+            await world.up("o/r")
+            await world.git("config", "--global", "protocol.version", version)
+            work = await world.clone()
+            await world.commit(work, "main", size=3 << 20)
+            slow = ("-c", "http.postBuffer=65536", "-c", "http.expectContinue=true")
+            code, text = await world.git(*slow, "push", "origin", "main:dev", cwd=work)
+            assert code != 0
+            refused_push(text, "main -> dev")
+            code, text = await world.git(*slow, "push", "origin", "main", cwd=work)
+            assert code == 0, text
+            code, text = await world.git("fetch", "origin", cwd=work)
+            assert code == 0, text
+
+    run(main)
+
+
+def test_an_archive_asked_of_a_remote_is_refused_in_words():
+    async def main():
+        async with World() as world:
+            await world.up("o/r")
+            url = "https://github.com/o/r"
+            code, text = await world.git("archive", f"--remote={url}", "main")
+            assert code != 0
+            assert not world.asked(b"upload-archive"), text
 
     run(main)
