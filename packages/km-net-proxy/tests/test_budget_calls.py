@@ -9,7 +9,8 @@ import json
 import os
 
 import pytest
-from gate_rig import AI, KEY, Rig, answer, ok, post, run, until
+from attrs import evolve
+from gate_rig import AI, KEY, FakeMeter, Rig, answer, ok, post, run, until
 
 from km_core.ledger.money import usd_number
 from km_core.ledger.pricing import worst_case_nusd
@@ -83,6 +84,32 @@ def test_a_call_is_reserved_sent_with_the_operators_key_and_settled_at_its_price
             everything += (rig.directory / "gate" / "settle.wal").read_text()
             assert KEY not in everything
             assert KEY not in repr(rig.gate.context.secrets)
+
+    run(main)
+
+
+class FreeSearches(FakeMeter):
+    """A provider whose calls offer a tool without a limit."""
+
+    def plan_call(self, endpoint, headers, body):
+        plan = super().plan_call(endpoint, headers, body)
+        less = json.dumps({**json.loads(body), "tools": []}).encode()
+        lesser = evolve(plan, body=less, left_out=("web_search",))
+        return evolve(plan, refusal="searches have no limit", lesser=lesser)
+
+
+@pytest.mark.parametrize("limit", [10_000_000_000, None])
+def test_a_tool_without_a_limit_is_left_out_under_a_ceiling_and_the_client_is_told(limit):
+    async def main():
+        body = call(tools=[{"type": "web_search"}])
+        async with Rig(limit=limit, meter={"anthropic": FreeSearches()}) as rig:
+            server = await rig.serve(AI, ok(json.dumps(USAGE).encode()))
+            await rig.up()
+            status, fields, _ = await one(rig, body)
+            assert status == 200
+            assert fields.get("x-km-left-out") == (None if limit is None else "web_search")
+            assert json.loads(server.requests[0][1])["tools"] == (body["tools"] if limit is None else [])
+            await rig.settled(1)
 
     run(main)
 
@@ -513,7 +540,9 @@ def test_a_websocket_on_a_metered_host_is_refused():
                 b"GET /v1/models HTTP/1.1\r\nHost: api.anthropic.com\r\n"
                 b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
             )
-            assert (await answer(reader))[0] == 403
+            status, fields, _ = await answer(reader)
+            # Codex takes this status for "then over HTTP" and tries again and again after another.
+            assert (status, fields["upgrade"]) == (426, "HTTP/1.1")
             writer.close()
             assert not server.requests
 

@@ -261,6 +261,45 @@ def test_what_cannot_be_bounded_says_why(name, data, word):
     assert call.output_limit >= 0
 
 
+SEARCH, RUN = {"type": "web_search"}, {"type": "function", "name": "run", "parameters": {"a": 1.5}}
+
+
+@pytest.mark.parametrize("name", ["responses", "compact"])
+def test_searches_without_a_limit_can_be_left_out_and_then_the_call_is_bounded(name):
+    offered = respond(tools=[SEARCH, RUN, SEARCH])
+    call = plan(name, offered)
+    assert "max_tool_calls" in call.refusal
+    assert call.lesser.left_out == ("web_search",)
+    less = plan(name, respond(tools=[RUN]))
+    assert json.loads(call.lesser.body) == respond(tools=[RUN])
+    assert (call.lesser.refusal, call.lesser.server_tool_uses) == ("", 0)
+    # Only the spaces between the tools differ from what such a client would have sent.
+    assert abs(call.lesser.input_bound - less.input_bound) < 50
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tool_choice": {"type": "web_search"}},
+        {"tool_choice": "required"},
+        {"background": True},
+        {"tools": [SEARCH, {"type": "code_interpreter"}]},
+        {"tools": [SEARCH, {"type": "function", "name": "x", "most": float("1e400")}]},
+    ],
+)
+def test_searches_that_are_asked_for_or_not_all_that_has_no_bound_are_refused(more):
+    call = plan(
+        "responses", json.dumps(respond(**{"tools": [SEARCH], **more})).replace("Infinity", "1e400").encode()
+    )
+    assert call.refusal
+    assert call.lesser is None
+
+
+def test_searches_with_a_limit_stay():
+    call = plan("responses", respond(tools=[SEARCH], max_tool_calls=2))
+    assert (call.refusal, call.lesser, call.server_tool_uses) == ("", None, 2)
+
+
 def test_a_body_beyond_the_bound_is_refused(monkeypatch):
     monkeypatch.setattr(request, "MAX_BODY", 100)
     assert "larger" in plan("messages", ask(system="x" * 200)).refusal

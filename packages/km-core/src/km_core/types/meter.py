@@ -84,6 +84,9 @@ class CallPlan:
         cache_write: dearest prompt-cache write the request can cause: ``none``, ``5m`` or ``1h``.
         multipliers: price multipliers the request can cause, by their names in the price table
             (``service_tier:priority``, ``speed:fast``, ``inference_geo:us``).
+        left_out: server tools that the client offered and *body* does not, since nothing bounds their cost.
+        lesser: the same call without such tools, when they are all that stands against it: under a
+            ceiling it is what is sent instead of a *refusal*.
     """
 
     model: str
@@ -98,6 +101,8 @@ class CallPlan:
     refusal: str = ""
     cache_write: str = "1h"
     multipliers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    lesser: CallPlan | None = None
 
 
 class UsageParser(Protocol):

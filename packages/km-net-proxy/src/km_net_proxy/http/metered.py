@@ -310,7 +310,9 @@ class ModelCalls:
         if len(plan.model) > _MAX_MODEL:
             raise Refused("ai_request_unreadable", f"a model's name has at most {_MAX_MODEL} characters")
         if plan.refusal and await self._gate.budget.has_ceiling():
-            raise Refused("ai_call_unbounded", plan.refusal)
+            if plan.lesser is None:
+                raise Refused("ai_call_unbounded", plan.refusal)
+            return plan.lesser
         return plan
 
     async def _call(
@@ -355,7 +357,7 @@ class ModelCalls:
                 request,
                 idle_s=CALL_TIMEOUT_S,
                 tap=tap,
-                added=_clamped(reservation),
+                added=_changed(reservation),
                 on_client_lost=client_lost,
             )
             upstream = await session.open(target)
@@ -410,7 +412,12 @@ class ModelCalls:
         budget.settle(reservation, usage)
 
 
-def _clamped(reservation: Reservation) -> bytes:
-    if reservation.output_limit is None:
-        return b""
-    return b"X-Km-Clamped: %d\r\n" % reservation.output_limit
+def _changed(reservation: Reservation) -> bytes:
+    """Return the fields that tell the client what was asked of the provider instead of what it asked."""
+    fields = b""
+    if reservation.output_limit is not None:
+        fields += b"X-Km-Clamped: %d\r\n" % reservation.output_limit
+    if reservation.plan.left_out:
+        names = ", ".join(printable(name, 40) for name in reservation.plan.left_out)
+        fields += b"X-Km-Left-Out: %s\r\n" % names.encode("ascii", "replace")
+    return fields

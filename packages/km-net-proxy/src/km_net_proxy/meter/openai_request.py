@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from km_core.types import CallPlan, Endpoint
 from km_net_proxy.meter.request import (
     UnboundedError,
@@ -67,6 +69,8 @@ _OUTPUT_ITEMS = words(
     "apply_patch_call_output computer_call_output tool_search_output"
 )
 _TEXT_PARTS = words("text input_text output_text refusal summary_text reasoning_text")
+_SEARCH = "web_search"
+_SEARCHING = frozenset({"responses", "compact"})
 _STREAMED = frozenset({"chat", "completions"})
 
 
@@ -77,7 +81,12 @@ def plan_call(endpoint: Endpoint, body: bytes, prices: PriceTable, provider: str
         reader.read()
     except UnboundedError as error:
         reader.refusal = str(error)
-    return reader.plan()
+    plan = reader.plan()
+    lesser = reader.without_searches()
+    if lesser is None:
+        return plan
+    less = plan_call(endpoint, lesser, prices, provider)
+    return plan if less.refusal else evolve(plan, lesser=evolve(less, left_out=(_SEARCH,)))
 
 
 def clamp(endpoint: Endpoint, plan: CallPlan, output_limit: int) -> bytes:
@@ -130,6 +139,14 @@ class _Reader:
         self._floor: int | None = MIN_OUTPUT
         self._cache = "1h"
         self._multipliers: tuple[str, ...] = ()
+        self._searches_freely = False
+
+    def without_searches(self) -> bytes | None:
+        """Return the body without the offer to search, when that is what was refused and nothing calls for it."""
+        choice = self._data.get("tool_choice")
+        if not self._searches_freely or not (choice is None or choice == "auto"):
+            return None
+        return splice(self._body, {"tools": [t for t in self._data["tools"] if t["type"] != _SEARCH]})
 
     def plan(self) -> CallPlan:
         window = self._rates.context_window
@@ -342,13 +359,14 @@ class _Reader:
             kind = tool.get("type") if isinstance(tool, dict) else None
             if not isinstance(kind, str):
                 raise UnboundedError("a tool is not an object with a type")
-            if kind == "web_search" and self._endpoint.name == "responses":
+            if kind == _SEARCH and self._endpoint.name in _SEARCHING:
                 searches = True
             elif not (kind in known or _runs_at_client(tool)):
                 raise UnboundedError(f"what the tool {kind[:40]} costs cannot be bounded")
         if searches:
             uses = whole(self._data, "max_tool_calls")
             if uses is None:
+                self._searches_freely = True
                 raise UnboundedError("the server tool web_search has no max_tool_calls")
             self._uses = uses
             self._rounds = uses + 1
