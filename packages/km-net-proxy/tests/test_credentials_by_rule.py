@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import gzip
+import itertools
 import json
+import re
+import zlib
 
+import brotli
 import pytest
 from gate_rig import AI, WEB, FakeMeter, HostRule, Rig, answer, ok, post, run
+from hypothesis import given
+from hypothesis import strategies as st
 
 from km_core.policy.ai_paths import stored_at
-from km_core.secrets import CredentialRule
+from km_core.secrets import CredentialRule, credential_value
 from km_net_proxy.http.credentials import strip_fields, strip_query
+from km_net_proxy.http.withheld import Withheld, forms
 
 SECRET = "the-operators-own-token"
 RULE = CredentialRule(WEB, "web-token", strip=("x-session",))
@@ -85,13 +94,18 @@ def test_a_host_with_a_rule_gets_the_operators_credential_and_nothing_of_the_cli
         "X-Authentication",
         "Cookie",
         "Cookie2",
-        "Sec-WebSocket-Protocol",
         "Proxy-Authorization",
         "X-Session",
     ],
 )
 def test_a_clients_credential_leaves_in_no_field(name):
     assert strip_fields([(name.encode(), b"mine")], RULE.injection) == []
+
+
+def test_a_key_among_a_websockets_subprotocols_does_not_leave():
+    name = b"Sec-WebSocket-Protocol"
+    assert strip_fields([(name, b"realtime, openai-insecure-api-key.sk-mine")], RULE.injection) == []
+    assert strip_fields([(name, b"graphql-ws")], RULE.injection) == [(name, b"graphql-ws")]
 
 
 @pytest.mark.parametrize(
@@ -379,3 +393,110 @@ def test_a_path_that_names_a_store_is_told_from_one_that_does_not(target, stored
 )
 def test_answers_that_are_kept_and_keys_that_are_handed_out_are_no_model_calls(method, target, stored):
     assert stored_at(target, method) == stored
+
+
+async def echo(head, body, writer):
+    """Show the request back, in the coding and the pieces that it asks for."""
+    lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+    lines = {name.lower(): value for name, value in lines.items()}
+    coding = lines.get(b"x-coding", b"")
+    shown = {b"": lambda data: data, b"gzip": gzip.compress, b"br": brotli.compress}.get(
+        coding, lambda data: data
+    )(b"you sent:\r\n" + head * 3)
+    name = b"Content-Encoding: " + coding + b"\r\n" if coding else b""
+    location = b"Location: https://elsewhere.test/?t=" + lines[b"authorization"].split(b" ")[1] + b"\r\n"
+    if b"x-pieces" in lines:
+        writer.write(b"HTTP/1.1 302 Found\r\n" + location + name + b"Transfer-Encoding: chunked\r\n\r\n")
+        for at in range(0, len(shown), 7):
+            writer.write(b"%x\r\n%b\r\n" % (len(shown[at : at + 7]), shown[at : at + 7]))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+    else:
+        head = b"HTTP/1.1 302 Found\r\n" + location + name + b"Content-Length: %d\r\n\r\n" % len(shown)
+        writer.write(head + shown)
+
+
+@pytest.mark.parametrize("pieces", ["", "X-Pieces: 1"])
+@pytest.mark.parametrize("template", ["Bearer {secret}", "Basic {basic:u}"])
+def test_what_a_server_shows_of_the_credential_does_not_reach_the_sandbox(pieces, template):
+    async def main():
+        async with rig(CredentialRule(WEB, "web-token", template=template)) as r:
+            server = await r.serve(WEB, echo)
+            await r.up()
+            for _ in range(2):
+                reader, writer = await r.tls(WEB)
+                fields = ["Accept-Encoding: gzip, br"] + ([pieces] if pieces else [])
+                status, fields, body = await get(reader, writer, *fields)
+                writer.close()
+                sent = credential_value(template, SECRET).rpartition(" ")[2]
+                assert status == 302
+                assert fields["location"] == "https://elsewhere.test/?t=" + "*" * len(sent)
+                assert body.startswith(b"you sent:\r\nGET /a?b=1 HTTP/1.1\r\n")
+                assert body.count(b"*" * len(sent)) == 3
+                assert sent.encode() not in body
+                assert body.endswith(b"\r\n\r\n")
+            head = server.requests[0][0]
+            assert sent.encode() in head
+            assert b"ccept-Encoding: identity\r\n" in head
+            assert b"gzip" not in head
+            kinds = [event["kind"] for event in r.events()]
+            assert kinds.count("credential_withheld") == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "unheard-of"])
+@pytest.mark.parametrize("pieces", ["", "X-Pieces: 1"])
+def test_an_answer_in_a_coding_that_shows_the_credential_breaks_off(coding, pieces):
+    async def main():
+        async with rig() as r:
+            await r.serve(WEB, echo)
+            await r.up()
+            reader, writer = await r.tls(WEB)
+            lines = "".join(f"{line}\r\n" for line in (f"X-Coding: {coding}", pieces) if line)
+            writer.write(f"GET /a HTTP/1.1\r\nHost: {WEB}\r\nConnection: close\r\n{lines}\r\n".encode())
+            seen = b""
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    seen += data
+            writer.close()
+            assert SECRET.encode() not in seen
+            body = seen.partition(b"\r\n\r\n")[2]
+            if coding == "unheard-of":
+                assert seen.startswith(b"HTTP/1.1 502")
+            elif not pieces:
+                assert body == b""
+            else:
+                assert not body.endswith(b"0\r\n\r\n")
+                passed = bytearray()
+                for size, data in re.findall(
+                    rb"([0-9a-f]+)\r\n(.*?)\r\n(?=[0-9a-f]+\r\n|\Z)", body, re.DOTALL
+                ):
+                    assert len(data) == int(size, 16)
+                    passed += data
+                reader = zlib.decompressobj(31) if coding == "gzip" else brotli.Decompressor()
+                plain = (reader.decompress if coding == "gzip" else reader.process)(bytes(passed))
+                assert SECRET[:4].encode() not in plain
+
+    run(main)
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"the-operators-own-token", b"the-op", b"t", b"token", b"x", b"the-the-"]),
+        max_size=12,
+    ),
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+)
+def test_however_a_body_is_cut_the_credential_is_overwritten_and_nothing_else(parts, cuts):
+    body, told = b"".join(parts), []
+    tap = Withheld(forms(f"Bearer {SECRET}", SECRET), lambda: told.append(1))
+    out, at = b"", 0
+    for cut in itertools.cycle(cuts):
+        if at >= len(body):
+            break
+        out += tap.feed(body[at : at + cut])
+        at += cut
+    out += tap.end()
+    assert out == body.replace(SECRET.encode(), b"*" * len(SECRET))
+    assert told == ([1] if SECRET.encode() in body else [])

@@ -38,6 +38,7 @@ GATE_EVENTS = (
     "dial_failed",
     "tunnel_closed",
     "http_closed",
+    "credential_withheld",
     "name_budget_warning",
     "name_budget_exhausted",
 )

@@ -29,7 +29,7 @@ FRESH_S = 60.0
 _CREDENTIAL_FIELD = re.compile(
     r"authori[sz]ation|authenticat|cookie|token|secret|passw|credential|signature"
     r"|(?:^|-)auth(?:$|-)|(?:^|-)(?:api|access|auth|client|private|license|subscription|master|admin)-?key(?:$|-)"
-    r"|^key$|^apikey|^sec-websocket-protocol$|^x-goog-(?:user-project|iam)|^x-forwarded-client-cert$"
+    r"|^key$|^apikey|^x-goog-(?:user-project|iam)|^x-forwarded-client-cert$"
 )
 """Names of fields that carry a credential: those that vendors' references give, and their like."""
 _CREDENTIAL_MEMBER = re.compile(
@@ -38,6 +38,7 @@ _CREDENTIAL_MEMBER = re.compile(
     r"(?:key|token|secret|password|passwd|auth|authorization|signature|credential|sig)"
 )
 """Names of query members; not ``page_token`` and its like, which say where a list goes on."""
+_KEY_IN_VALUE = re.compile(r"key|token|bearer|auth|secret|passw|credential")
 _ODD = re.compile(r"[^a-z0-9]")
 _DOUBT_INTERVAL_S = 1.0
 
@@ -139,7 +140,20 @@ def strip_fields(fields: list[tuple[bytes, bytes]], rule: InjectionRule | None) 
     tell them apart.
     """
     own = frozenset() if rule is None else frozenset(name.lower() for name in (*rule.strip, rule.header))
-    return [(name, value) for name, value in fields if not _is_credential(name, own)]
+    return [
+        (name, value)
+        for name, value in fields
+        if not _is_credential(name, own) and not _is_subprotocol_with_key(name, value)
+    ]
+
+
+def _is_subprotocol_with_key(name: bytes, value: bytes) -> bool:
+    """Say whether a WebSocket's subprotocols carry a key, as browsers send one (``openai-insecure-api-key.…``)."""
+    plain = _ODD.sub("-", name.decode("latin-1").lower())
+    return (
+        plain == "sec-websocket-protocol"
+        and _KEY_IN_VALUE.search(value.decode("latin-1").lower()) is not None
+    )
 
 
 @functools.lru_cache(maxsize=4096)

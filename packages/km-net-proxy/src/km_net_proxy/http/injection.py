@@ -8,6 +8,7 @@ from attrs import frozen
 
 from km_core.errors import ControlUnavailableError, KmError
 from km_net_proxy.http.credentials import injected, strip_fields, strip_query
+from km_net_proxy.http.withheld import forms
 
 if TYPE_CHECKING:
     from km_core.types import InjectionRule
@@ -39,11 +40,13 @@ class Sending:
         path: request target without credentials.
         fields: the client's fields without credentials.
         own: the gate's: the operator's credential; never in a repr.
+        withheld: forms of it that an answer must not show.
     """
 
     path: str
     fields: list[tuple[bytes, bytes]]
     own: tuple[tuple[bytes, bytes], ...] = ()
+    withheld: tuple[bytes, ...] = ()
 
 
 async def outgoing(
@@ -94,6 +97,7 @@ async def outgoing(
             next_step,
         )
     try:
-        return Sending(path, fields, (injected(rule, secret),))
+        field = injected(rule, secret)
+        return Sending(path, fields, (field,), forms(field[1].decode("ascii"), secret.strip()))
     except ValueError as error:
         raise CredentialError(f"{prefix}credential_malformed", str(error)) from error

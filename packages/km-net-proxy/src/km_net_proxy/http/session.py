@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from km_core.errors import AuditError, KmError
 from km_core.policy import INSIDE_NAME, is_public_resolver
 from km_core.types import Verdict
@@ -27,6 +29,7 @@ from km_net_proxy.http.metered import ModelCalls
 from km_net_proxy.http.refusal import printable
 from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
 from km_net_proxy.http.websocket import SWITCH, accept_for, carry
+from km_net_proxy.http.withheld import Withheld
 from km_net_proxy.inside_services import read_body
 
 if TYPE_CHECKING:
@@ -167,13 +170,27 @@ class Session:
         if rule is None:
             return Sending(target.path, request.fields)
         try:
-            return await outgoing(self.gate, rule, request, target)
+            sending = await outgoing(self.gate, rule, request, target)
         except ControlPlaneLostError as error:
             raise self._refused(503, "control_plane_unavailable", _LAPSED, close=False) from error
         except CredentialError as error:
             verdict = Verdict(False, "builtin:credential", "http", error.message)
             self.gate.evidence.decided(verdict, "http_request", name=host, port=target.authority.port)
             raise self._refused(403, error.code, verdict, str(target.authority), close=False) from error
+        # Asked for plain, so that the answer can be read.
+        kept = [f for f in sending.fields if f[0].lower().replace(b"_", b"-") != b"accept-encoding"]
+        return evolve(sending, fields=kept, own=(*sending.own, (b"Accept-Encoding", b"identity")))
+
+    def _withholding(self, sending: Sending, target: Target) -> Withheld | None:
+        """Return what keeps the operator's credential out of the answer, where there is one."""
+        if not sending.withheld:
+            return None
+        named, event = target.authority, self.gate.evidence.event
+
+        def found() -> None:
+            event("credential_withheld", layer="http", name=named.host, port=named.port)
+
+        return Withheld(sending.withheld, found)
 
     def target_of(self, request: RequestHead) -> Target:
         """
@@ -269,7 +286,7 @@ class Session:
         if not verdict.allow:
             raise self._denied(verdict, named)
         name = "" if named.address is not None else named.host
-        self.connection.destination = Destination(name, named.address, named.port)
+        self.connection.destination = Destination(name, named.address or self.scope.address, named.port)
         self._account.request(self.connection.destination)
 
     def deny(self, rule: str, layer: str, reason: str, target: Target, *, status: int = 403) -> None:
@@ -350,7 +367,10 @@ class Session:
             length=length,
             own=(*sending.own, *(SWITCH if accept else ())),
         )
-        exchange = Exchange(self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S, accept=accept)
+        tap = self._withholding(sending, target)
+        exchange = Exchange(
+            self.connection, self.client, request, idle_s=IDLE_TIMEOUT_S, accept=accept, tap=tap
+        )
         upstream = await self.open(target, fresh=accept != b"")
         while True:
             try:
