@@ -157,3 +157,17 @@ def test_gates_and_kmd_that_are_killed_over_changes_leave_the_last_policy_in_for
         while (reaches(box, ORIGIN), reaches(box, WEB)) != (ORIGIN in str(rules), WEB in str(rules)):
             assert time.monotonic() < end, rules
     world.km("audit", "verify", box.id).assert_ok()
+
+
+def test_a_paused_sandboxs_policy_and_grants_change_and_end_while_it_sleeps(
+    box: Sandbox, world: World
+) -> None:
+    paused = world.km("pause", box.id)
+    if paused.code:
+        pytest.skip(f"this machine cannot pause: {paused.stderr.strip()}")
+    wanted = world.profile("paused", hosts=[WEB])
+    assert world.km("policy", "apply", box.id, str(wanted), "--policy-only", "--json").json()["in_force"]
+    world.km("allow", box.id, ORIGIN, "--for", "2s").assert_ok()
+    time.sleep(2.5)
+    world.km("resume", box.id).assert_ok()
+    assert (reaches(box, ORIGIN), reaches(box, WEB)) == (False, True)
