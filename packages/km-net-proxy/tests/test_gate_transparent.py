@@ -13,6 +13,8 @@ import ssl
 import pytest
 from gate_rig import AI, SANDBOX, WEB, AddressRule, HostRule, Rig, answer, ok, run, until
 
+from km_net_proxy.http.dial import Override
+
 CURL = shutil.which("curl")
 
 
@@ -38,8 +40,6 @@ async def echo_server(rig, name):
 
     server = await asyncio.start_server(client, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    from km_net_proxy.http.dial import Override
-
     rig.upstreams[name] = Override("127.0.0.1", port, tls=False)
     return server
 
@@ -482,6 +482,35 @@ def test_a_split_client_hello_on_another_port_is_judged_whole():
                 assert bool(received) is passes
                 writer.close()
             assert not server.requests
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [0x14, 0x15, 0x17, 0x18])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_record_before_the_hello_hides_no_name_on_a_port_of_its_own(kind, at_once):
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact", (8443,))]) as rig:
+            received = []
+
+            async def handler(reader, writer):
+                received.append(await reader.read(65536))
+                writer.close()
+
+            server = await asyncio.start_server(handler, "127.0.0.1", 0)
+            rig.upstreams[WEB] = Override("127.0.0.1", server.sockets[0].getsockname()[1], tls=False)
+            await rig.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 8443))
+            data = bytes([kind]) + b"\x03\x03\0\x02\x01\x5a" + b"\x16\x03\x01\0\x05hello"
+            for piece in [data] if at_once else [data[:1], data[1:]]:
+                writer.write(piece)
+                await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(100), 10) == b""
+            writer.close()
+            assert b"".join(received) == b""
+            assert "builtin:tls-malformed" in {event.get("rule") for event in rig.events()}
+            server.close()
 
     run(main)
 

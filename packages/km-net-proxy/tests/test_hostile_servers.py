@@ -32,6 +32,39 @@ async def raw_server(rig, name, handler):
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        b"<html>HTTP/0.9</html>",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 200 OK\r\nA: b\n",
+        b"HTTP/2.0 200 OK\r\n",
+        b"\x15\x03\x01\0\x02\x02\x0a",
+    ],
+)
+def test_an_answer_that_is_no_http_is_502_at_once_though_the_server_stays(said):
+    async def main():
+        async with Rig() as rig:
+
+            async def handler(reader, writer):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(said)
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+
+            async with raw_server(rig, WEB, handler):
+                await rig.up()
+                reader, writer = await asyncio.open_connection("127.0.0.1", rig.front(WEB, 80))
+                writer.write(GET)
+                status, _, body = await asyncio.wait_for(answer(reader), 10)
+                assert (status, json.loads(body)["error"]) == (502, "upstream_lost")
+                writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
     "flood",
     [
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 1000,

@@ -111,6 +111,10 @@ BAD_HEADS = {
     "a line that never ends": b"\x00\x01\x02",
     "a first word that is no method": b"(((",
     "no version in sight": b"GET / FTP/1",
+    "Connection takes the coding away": b"POST / HTTP/1.1\r\n"
+    + HOST
+    + b"Connection: close, Content-Encoding\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n",
+    "Connection takes the host away": b"GET / HTTP/1.1\r\n" + HOST + b"Connection: HOST\r\n\r\n",
     "too many fields": b"GET / HTTP/1.1\r\n" + HOST + b"X: 1\r\n" * 101 + b"\r\n",
     "too long": b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70000 + b"\r\n\r\n",
 }

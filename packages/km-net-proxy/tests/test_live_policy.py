@@ -10,7 +10,7 @@ import time
 
 import pytest
 from attrs import evolve
-from gate_rig import AI, WEB, Rig, answer, ok, run, until
+from gate_rig import AI, WEB, AddressRule, Rig, answer, ok, run, until
 
 from km_core.errors import AuditError, ControlUnavailableError, GuardError, KmError, PlanError
 from km_core.plan import Grant, HostRule, NetworkPlan, policy_data, policy_version
@@ -121,6 +121,33 @@ def test_a_response_that_never_ends_is_cut_when_its_host_is_closed():
                 async with asyncio.timeout(5):
                     while await reader.read(65536):
                         pass
+            writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("closed", ["name", "address"])
+def test_a_request_for_a_name_at_an_address_is_cut_when_either_is_closed(closed):
+    async def endless(_head, _body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await asyncio.sleep(60)
+
+    async def main():
+        named, literal = HostRule(WEB, "exact"), AddressRule("192.0.2.0/24", (80,))
+        async with Rig(hosts=[named], addresses=[literal]) as rig:
+            server = await rig.serve(WEB, endless, tls=False)
+            await rig.up()
+            dialer = rig.gate.context.dialer
+            dialer.literal = lambda *_: dialer._trusted("127.0.0.1", server.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.front("192.0.2.7", 80))
+            writer.write(f"GET / HTTP/1.1\r\nHost: {WEB}\r\n\r\n".encode())
+            await reader.readuntil(b"x")
+
+            same = await refresh(rig, hosts(rig.plan, named, addresses=(literal,)))
+            rules, left = ((), (literal,)) if closed == "name" else ((named,), ())
+            told = await refresh(rig, hosts(rig.plan, *rules, addresses=left))
+
+            assert (same["cut"], told["cut"]) == (0, 1)
             writer.close()
 
     run(main)

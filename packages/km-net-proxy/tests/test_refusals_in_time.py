@@ -47,6 +47,10 @@ CASES = {
     "a proxy request without a URL": ("proxy", 0, GET % b"web.test", b"HTTP/1.1 400 "),
     "https only by plain HTTP": (AI, 80, GET % AI.encode(), b"HTTP/1.1 403 "),
     "TLS to a denied name": ("denied.test", 443, b"\x16\x03\x01\0\x05hello", ACCESS_DENIED),
+    "HTTP to a denied port": (WEB, 8080, GET % b"web.test:8080", b"HTTP/1.1 403 "),
+    "HTTP to 443 of a denied name": ("denied.test", 443, GET % b"denied.test", b"HTTP/1.1 403 "),
+    "TLS to a denied port": (WEB, 8443, b"\x16\x03\x01\0\x05hello", ACCESS_DENIED),
+    "a client that waits on a denied port": (WEB, 25, b"", b""),
     "no TLS on 443": (WEB, 443, b"SSH-2.0-x\r\n", b""),
     "HTTP/2 without TLS": (WEB, 80, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 400 "),
 }  # fmt: skip

@@ -305,15 +305,17 @@ def still_allowed(connection: Connection, rules: Rules, *, same_git: bool, judge
     goal = connection.destination
     if goal is None:
         return True
-    if goal.address is not None:
-        return rules.policy.address(goal.address, goal.port).allow
+    if goal.address is not None and not rules.policy.address(goal.address, goal.port).allow:
+        return False
+    if not goal.name:
+        return True
     if not rules.policy.connect(goal.name, goal.port).allow:
         return False
     if connection.unopened and rules.opens(goal.name):
         return False
     if not same_git and goal.name in GIT_HOSTS:
         return False
-    if not judge_peer or not connection.peer:
+    if not judge_peer or not connection.peer or goal.address is not None:
         return True
     peer = parse_address(connection.peer.rpartition(":")[0].strip("[]"))
     return peer is None or rules.policy.resolved(goal.name, peer, goal.port).allow

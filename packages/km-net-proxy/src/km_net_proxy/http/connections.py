@@ -31,7 +31,7 @@ CURRENT: contextvars.ContextVar[int] = contextvars.ContextVar("connection", defa
 
 @frozen
 class Destination:
-    """Where a connection was allowed to: a canonical name, or else an address."""
+    """Where a connection was allowed to: a canonical name, an address, or a name at an address."""
 
     name: str
     address: ipaddress.IPv4Address | ipaddress.IPv6Address | None

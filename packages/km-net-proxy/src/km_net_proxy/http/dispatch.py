@@ -24,7 +24,7 @@ from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destin
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.head import MAX_HEAD, HeadError, check_partial, parse_request
 from km_net_proxy.http.hello import ClientHello, HelloError
-from km_net_proxy.http.judge import Judge
+from km_net_proxy.http.judge import METHODS, Judge
 from km_net_proxy.http.peek import peek, peek_hello
 from km_net_proxy.http.refusal import ACCESS_DENIED, printable
 from km_net_proxy.http.relay import Relay, reset_on_close
@@ -47,6 +47,7 @@ _V4_SYNTHETIC = ipaddress.IPv4Network("198.18.0.0/15")
 _V6_SYNTHETIC = ipaddress.IPv6Network("fdc0:6b6d::/64")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _REFUSAL_WAIT_S = 2.0
+_GLANCE_S = 0.03
 _LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 
 
@@ -177,26 +178,25 @@ class Dispatcher:
         *,
         recorded: bool = False,
     ) -> None:
-        """Tell a client no: a page on port 80, an alert where TLS speaks, SSH's words, a reset elsewhere."""
+        """Tell a client no: a page where HTTP speaks, an alert where TLS does, SSH's words, else a reset."""
         if not recorded:
             self._judge.decided(verdict, scope)
         if scope.port == ssh.PORT:
             words = ssh.goodbye(verdict, sandbox=self._gate.sandbox_id, name=scope.name)
             await self._last_words(connection, sock, words)
             return
-        if scope.port not in (80, 443):
-            reset_on_close(sock)
-            return
+        # Who speaks first on another port is not known: a client that waits is not kept waiting.
+        patience = _REFUSAL_WAIT_S if scope.port in (80, 443) else _GLANCE_S
         connection.extend(_REFUSAL_WAIT_S)
         first = b""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REFUSAL_WAIT_S):
+            async with asyncio.timeout(patience):
                 first = await peek(sock)
         if not first:
             reset_on_close(sock)
         elif first[0] == _TLS_BYTE:
             await self._last_words(connection, sock, ACCESS_DENIED)
-        elif scope.port == 80:
+        elif scope.port == 80 or first.startswith(METHODS):
             await self._last_words(connection, sock, self._page(verdict, authority_of(str(scope), None)))
         else:
             reset_on_close(sock)
@@ -252,8 +252,6 @@ class Dispatcher:
         await self._tunnel(connection, sock, scope, hello=hello)
 
     async def _intercept(self, connection: Connection, sock: socket.socket, scope: Scope) -> None:
-        # A handshake is signed for: many at once would hold everybody up.
-        await connection.turns.take()
         # A handshake is signed for: many at once would hold everybody up.
         await connection.turns.take()
         context = self._gate.authority.context(scope.name)

@@ -22,6 +22,7 @@ from km_net_proxy.http.head import (
     HeadError,
     RequestHead,
     ResponseHead,
+    check_partial_response,
     connection_options,
     parse_response,
 )
@@ -288,7 +289,7 @@ class Exchange:
 
     async def _final_head(self, server: Stream) -> ResponseHead:
         for _ in range(_INTERIM_LIMIT):
-            head = await server.read_head()
+            head = await server.read_head(check_partial_response)
             if not head:
                 raise UpstreamLostError("the server closed the connection without an answer", started=False)
             response = parse_response(head)

@@ -63,6 +63,9 @@ HOP_BY_HOP = frozenset(
 )
 """Fields that concern one connection only (RFC 9110 section 7.6.1) and never pass the gate."""
 
+_END_TO_END = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+"""Fields by which a message is read; a client that has them dropped shows the server another message."""
+
 _OVERRIDES = frozenset(
     {
         b"x-http-method-override",
@@ -140,6 +143,17 @@ def check_partial(data: bytes) -> None:
         raise HeadError("the request line is malformed")
 
 
+def check_partial_response(data: bytes) -> None:
+    """
+    Look at a response head that is not complete yet: one that is none may never end.
+
+    Raises:
+        HeadError: a line ends in a bare LF, or it does not begin as HTTP/1 does (HTTP/0.9, another protocol).
+    """
+    if data.count(b"\n") != data.count(b"\r\n") or not data[:7] == b"HTTP/1."[: len(data)]:
+        raise HeadError("the answer is no HTTP/1 head")
+
+
 def parse_request(head: bytes) -> RequestHead:
     """
     Parse a request head.
@@ -157,6 +171,8 @@ def parse_request(head: bytes) -> RequestHead:
     minor = 1 if match[3] == b"1" else 0
     if minor and b"host" not in index:
         raise HeadError("the Host field is missing")
+    if not _END_TO_END.isdisjoint(connection_options(index)):
+        raise HeadError("Connection names a field of the message itself")
     length = _framing(index, minor)
     return RequestHead(
         match[1].decode("ascii"),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from km_net_proxy.http.scope import Scope
 
 _TLS_BYTE = 0x16
-_METHODS = (
+_OTHER_RECORDS = frozenset({0x14, 0x15, 0x17, 0x18})
+METHODS = (
     b"GET ",
     b"POST ",
     b"PUT ",
@@ -119,9 +120,15 @@ class Judge:
                 return found
             self.decided(verdict, scope, sni=found.sni or "")
             return REFUSE
-        if self._gate.policy.https_only and any(method.startswith(data) for method in _METHODS):
+        if data[0] in _OTHER_RECORDS:
+            # Some servers pass over an alert or the like before the hello that they then read.
+            if len(data) < 2:
+                return 2
+            if data[1] == 3:
+                raise HelloError("a TLS record before the ClientHello")
+        if self._gate.policy.https_only and any(method.startswith(data) for method in METHODS):
             return len(data) + 1
-        if self._gate.policy.https_only and data.startswith(_METHODS):
+        if self._gate.policy.https_only and data.startswith(METHODS):
             verdict = Verdict(False, "builtin:https-only", "http", "the profile allows HTTPS only")
             self.decided(verdict, scope)
             return REFUSE
