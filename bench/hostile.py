@@ -26,7 +26,21 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from hostile_world import AI, FORK, GIT, MODEL, OPAQUE, OPAQUE_PORT, OPENED, PIECE, WEB, World, bombs
+from hostile_world import (
+    AI,
+    FORK,
+    GIT,
+    MODEL,
+    OPAQUE,
+    OPAQUE_PORT,
+    OPENED,
+    PIECE,
+    QUIET_OPAQUE,
+    QUIET_WEB,
+    WEB,
+    World,
+    bombs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -402,15 +416,15 @@ async def bystander(attack: Attack, times: object, done: object) -> None:
     """Time a tunnel and a kept HTTP connection that have nothing to do with the attack."""
     tunnel: list[float] = []
     pages: list[float] = []
-    reader, writer = await attack.connect(OPAQUE, OPAQUE_PORT)
-    web_reader, web_writer = await attack.connect(WEB, 80)
+    reader, writer = await attack.connect(QUIET_OPAQUE, OPAQUE_PORT)
+    web_reader, web_writer = await attack.connect(QUIET_WEB, 80)
     while not done.is_set():
         begun = time.perf_counter()
         writer.write(bytes(64))
         await reader.readexactly(64)
         tunnel.append(time.perf_counter() - begun)
         begun = time.perf_counter()
-        web_writer.write(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+        web_writer.write(f"GET / HTTP/1.1\r\nHost: {QUIET_WEB}\r\n\r\n".encode())
         await web_reader.readuntil(b"\r\n\r\n")
         await web_reader.readexactly(1024)
         pages.append(time.perf_counter() - begun)

@@ -40,6 +40,8 @@ AI, GIT, WEB, OPENED, OPAQUE = (
     "api.anthropic.com", "github.com", "web.test", "tls.test", "echo.test",
 )  # fmt: skip
 OPAQUE_PORT = 7000
+QUIET_WEB, QUIET_OPAQUE = "quiet-web.test", "quiet-echo.test"
+"""Served by a process that no attack burdens: what a bystander waits for is the gate."""
 MODEL = "claude-sonnet-4-5"
 PIECE = bytes(65536)
 FORK = multiprocessing.get_context("fork")
@@ -51,6 +53,7 @@ def full_plan() -> SandboxPlan:
     hosts += [HostRule(f"service{number}.internal-tools.example", "exact") for number in range(200)]
     hosts += [HostRule(name, "exact") for name in (AI, WEB, OPENED, "api.example.com", GIT, "api.github.com")]
     hosts += [HostRule("amazonaws.com", "suffix"), HostRule(OPAQUE, "exact", (OPAQUE_PORT,))]
+    hosts += [HostRule(QUIET_WEB, "exact"), HostRule(QUIET_OPAQUE, "exact", (OPAQUE_PORT,))]
     addresses = (AddressRule("203.0.113.0/24", (443,)),)
     return SandboxPlan(
         profile="hostile",
@@ -256,6 +259,10 @@ class World:
             }
             for (name, port), secure in zip(urls.items(), (False, False, True, True, True), strict=True)
         }
+        (self.directory / "quiet").mkdir()
+        self._processes.append(apart(servers, self.directory / "quiet", far, 1 << 20))
+        for name, port in zip((QUIET_OPAQUE, QUIET_WEB), near.recv()[1:3], strict=True):
+            upstreams[name] = {"url": f"http://127.0.0.1:{port}", "ca_pem": ""}
         self._start_gate(message["how"], upstreams, dns)
 
     def _start_gate(self, how: str, upstreams: dict[str, dict[str, str]], dns: int) -> None:

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,7 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
-from gate_rig import AI, WEB, Rig, answer, ok, post, run
+from attrs import evolve
+from gate_rig import AI, WEB, HostRule, Rig, answer, ok, post, run, until
 
 from km_core.types import CallPlan, Endpoint, EndpointKind
 from km_net_proxy.http.context import LARGE_BODY, BodyRoom
@@ -237,5 +240,48 @@ def test_a_large_answer_lets_another_connection_through_between_its_parts():
             finally:
                 Turns.take = taken
             assert turns[0] >= (64 << 20) // (512 << 10)
+
+    run(main)
+
+
+@pytest.mark.parametrize("way", ["a tunnel", "plain HTTP", "opened TLS"])
+def test_a_client_that_resets_while_its_server_takes_nothing_is_let_go_at_once(way):
+    async def main():
+        hosts = [HostRule(WEB, "exact"), HostRule(AI, "exact"), HostRule("other.test", "exact", (7000,))]
+        async with Rig(hosts=hosts) as rig:
+            stalled = asyncio.Event()
+
+            async def stall(reader, writer):
+                await stalled.wait()
+                writer.close()
+
+            name, port = {"a tunnel": ("other.test", 7000), "plain HTTP": (WEB, 80)}.get(way, (AI, 443))
+            tls = name == AI
+            await rig.serve(name, ok(), tls=tls)
+            context = rig.pki.context(AI) if tls else None
+            server = await asyncio.start_server(stall, "127.0.0.1", 0, ssl=context, limit=1024)
+            rig.upstreams[name] = evolve(rig.upstreams[name], port=server.sockets[0].getsockname()[1])
+            await rig.up()
+            if tls:
+                _, writer = await rig.tls(AI)
+            else:
+                _, writer = await asyncio.open_connection("127.0.0.1", rig.front(name, port))
+            if name != "other.test":
+                path = "/v1/models" if tls else "/"
+                method = "GET" if tls else "POST"
+                head = f"{method} {path} HTTP/1.1\r\nHost: {name}\r\nContent-Length: {10 << 30}\r\n\r\n"
+                writer.write(head.encode())
+            with pytest.raises(TimeoutError):
+                while True:
+                    writer.write(bytes(1 << 20))
+                    await asyncio.wait_for(writer.drain(), 1)
+            assert len(rig.gate.context.connections) == 1
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            await until(lambda: len(rig.gate.context.connections) == 0)
+            stalled.set()
+            server.close()
+            await asyncio.sleep(0.05)
 
     run(main)

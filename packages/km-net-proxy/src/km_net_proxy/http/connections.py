@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import select
 from typing import TYPE_CHECKING
 
 import structlog
@@ -48,10 +49,12 @@ class Connection:
         unopened: whether it carries bytes that the gate does not open.
         number: correlation id in the audit records, unique in the gate's life.
         expires: loop time at which it is cut; its owner moves it on as bytes flow.
+        client: descriptor of the client's socket and what to do when the client has reset it, for times when
+            nothing is read from there.
         turns: where heavy work for it waits for its turn.
     """
 
-    __slots__ = ("_loop", "_task", "destination", "expires", "number", "peer", "turns", "unopened")
+    __slots__ = ("_loop", "_task", "client", "destination", "expires", "number", "peer", "turns", "unopened")
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         self.number = number
@@ -61,6 +64,7 @@ class Connection:
         self.destination: Destination | None = None
         self.peer = ""
         self.unopened = False
+        self.client: tuple[int, Callable[[], object]] | None = None
         self.expires = loop.time() + HEAD_TIMEOUT_S
 
     def bind(self, task: asyncio.Task[None]) -> None:
@@ -147,7 +151,7 @@ class Connections:
         return len(every)
 
     def start_sweeping(self) -> None:
-        """Begin to cut connections whose time is over, once a second."""
+        """Begin to cut connections whose time is over or whose client has gone, once a second."""
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
@@ -158,6 +162,21 @@ class Connections:
             for connection in list(self._open):
                 if connection.expires < now:
                     connection.cut()
+            self._look_for_resets()
+
+    def _look_for_resets(self) -> None:
+        """
+        Tell owners whose clients are gone.
+
+        While a server takes nothing, nothing is read from its client, and the loop does not look at it.
+        """
+        owners = {found[0]: found[1] for connection in self._open if (found := connection.client) is not None}
+        poll = select.poll()
+        for descriptor in owners:
+            poll.register(descriptor, 0)  # errors and hang-ups are told unasked
+        for descriptor, _ in poll.poll(0):
+            owners[descriptor]()
+
 
     async def close(self) -> None:
         """Cut everything and wait until it has ended."""

@@ -238,6 +238,7 @@ class Exchange:
             else:
                 server.write(head)
                 if self._sent_length:
+                    self._connection.client = (self._client.descriptor, self._client.abort)
                     pump = asyncio.get_running_loop().create_task(self._pump(server))
             response = await self._final_head(server)
             if response.status == 101:
@@ -257,6 +258,7 @@ class Exchange:
             raise UpstreamLostError(str(error), started=started) from error
         finally:
             self._client.on_lost = None
+            self._connection.client = None
             if pump is not None and not pump.done():
                 pump.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

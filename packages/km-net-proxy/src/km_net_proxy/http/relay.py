@@ -227,11 +227,13 @@ class Relay:
     async def run(self) -> None:
         """Move bytes until both directions have ended; raises OSError when the tunnel breaks."""
         self.touch()
+        self._connection.client = (self._up.src.fileno(), self._client_reset)
         try:
             self._up.start()
             self._down.start()
             await self._over
         finally:
+            self._connection.client = None
             self._up.stop()
             self._down.stop()
 
@@ -247,6 +249,9 @@ class Relay:
         else:
             self._idle_s = min(self._idle_s, _HALF_CLOSED_S)
             self.touch()
+
+    def _client_reset(self) -> None:
+        self.fail(ConnectionResetError("the client is gone"))
 
     def fail(self, error: Exception) -> None:
         """End both directions at once, passing a reset on as a reset."""

@@ -207,6 +207,12 @@ class Stream(asyncio.Protocol):
             raise ConnectionError("not connected")
         return self._transport
 
+    @property
+    def descriptor(self) -> int:
+        """Number of the socket's descriptor, -1 when it is closed."""
+        sock = self.transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
+
     def close(self) -> None:
         """Close after what was written has gone, or after `CLOSE_S` when nobody takes it."""
         if self._transport is not None and not self.lost:
