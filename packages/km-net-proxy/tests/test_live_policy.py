@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import time
 
@@ -14,6 +15,7 @@ from gate_rig import AI, WEB, AddressRule, Rig, answer, ok, run, until
 
 from km_core.errors import AuditError, ControlUnavailableError, GuardError, KmError, PlanError
 from km_core.plan import Grant, HostRule, NetworkPlan, policy_data, policy_version
+from km_net_proxy.http.dial import DialDenied, Dialled
 
 SLOW = 5
 """Patience with a loaded machine."""
@@ -487,5 +489,58 @@ def test_two_hundred_tunnels_survive_policies_that_allow_them_and_end_within_a_s
             assert {await ask(*pair, "other.test") for pair in open_["other.test"]} == {b"hi"}
             for _, writer in (*open_[WEB], *open_["other.test"]):
                 writer.close()
+
+    run(main)
+
+
+def test_an_address_that_a_policy_closes_while_it_is_dialled_is_not_reached():
+    """The connection itself is of a name that stays allowed."""
+
+    async def main():
+        private = AddressRule("10.1.2.3/32", host="other.test", source="the mirror's")
+        async with Rig(hosts=[HostRule("other.test", "exact")], addresses=[private]) as rig:
+            await rig.up()
+            rig.resolver.table["other.test"] = ["10.1.2.3"]
+            dialer, mine, theirs = rig.gate.context.dialer, *socket.socketpair()
+            dialling, answered = asyncio.Event(), asyncio.Event()
+
+            async def connect(address, port):
+                dialling.set()
+                await answered.wait()
+                return Dialled(mine, f"{address}:{port}")
+
+            dialer._connect = connect
+            waiting = asyncio.ensure_future(dialer.name("other.test", 443))
+            await dialling.wait()
+            await refresh(rig, hosts(rig.plan, HostRule("other.test", "exact")))
+            answered.set()
+            with pytest.raises(DialDenied, match=r"10\.1\.2\.3"):
+                await waiting
+            assert mine.fileno() == -1
+            theirs.close()
+
+    run(main)
+
+
+def test_a_defect_over_a_change_closes_and_the_lease_is_asked_for_again():
+    async def main():
+        async with Rig(hosts=[HostRule(WEB, "exact")]) as rig:
+            await rig.serve(WEB, echo, cert=WEB)
+            await rig.up()
+            reader, writer = await tunnel(rig, WEB)
+            live, compiled = rig.gate._parts.live, rig.gate._parts.live._compile
+
+            def broken(*_arguments):
+                raise RuntimeError("a defect")
+
+            live._compile = broken
+            new = hosts(rig.plan, HostRule(WEB, "exact"), HostRule("other.test", "exact"))
+            with pytest.raises(KmError, match="cannot be taken over"):
+                await refresh(rig, new)
+            await ended(reader)
+            writer.close()
+            assert not rig.gate._parts.lease.valid
+            live._compile = compiled
+            assert (await refresh(rig))["policy_version"] == new.digest()
 
     run(main)

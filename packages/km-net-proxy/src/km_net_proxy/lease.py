@@ -45,7 +45,7 @@ class Lease:
         control: the sandbox's connection to the control plane.
         on_deadline: called once when the deadline has passed.
         follow: takes over the plan and the grants that a lease names, before it counts; when it raises
-            `KmError` there is no lease at once, since what was allowed before may not be any more.
+            there is no lease at once, since what was allowed before may not be any more.
         clock: seconds that only grow, for the validity.
         wall: Unix time, for the deadline.
 
@@ -106,10 +106,11 @@ class Lease:
             return False
         try:
             await self._follow(version, grants)
-        except KmError as error:
-            self.error = error
+        except Exception as error:  # noqa: BLE001 - whatever it is: closed, and asked again
+            known = error if isinstance(error, KmError) else None
+            self.error = known or KmError("the policy cannot be taken over", why=repr(error))
             self._until = 0.0
-            self._log.error("policy_not_taken_over", error=str(error))
+            self._log.error("policy_not_taken_over", error=str(self.error))
             return False
         # Counted from the question: an answer that took long must not last longer than was meant.
         self._until = asked + valid_s

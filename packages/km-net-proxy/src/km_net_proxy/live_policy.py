@@ -215,7 +215,7 @@ class LivePolicy:
             await self._follow(version, _grants(grants))
         except (AuditError, ControlUnavailableError):
             raise
-        except KmError:
+        except Exception:
             # The policy has changed to one that cannot be read: what is open may not be allowed any more.
             self._distrust()
             raise

@@ -171,9 +171,16 @@ class Dialer:
         error: Exception | None = None
         for address in addresses[:_MAX_ADDRESSES]:
             try:
-                return evolve(await self._connect(str(address), port), until=until)
+                dialled = await self._connect(str(address), port)
             except (OSError, TimeoutError) as caught:
                 error = caught
+                continue
+            # Asked again: another policy may have come while nobody answered.
+            verdict = self._policy.resolved(name, address, port)
+            if not verdict.allow:
+                dialled.sock.close()
+                raise DialDenied(verdict)
+            return evolve(dialled, until=until)
         raise DialError("upstream_unreachable", f"{name}:{port} cannot be reached ({_why(error)})")
 
     async def still(self, name: str, port: int, address: str) -> float | None:
