@@ -19,11 +19,19 @@ from km_net_proxy.dns.reply import read_reply
 from km_net_proxy.git.commands import CommandError, CommandList
 from km_net_proxy.http.chunked import ChunkedDecoder
 from km_net_proxy.http.coding import CodingError, decode_whole
+from km_net_proxy.http.doh import asks_resolver
 from km_net_proxy.http.exchange import request_head
-from km_net_proxy.http.head import HeadError, check_partial, parse_request, parse_response
+from km_net_proxy.http.head import (
+    HeadError,
+    check_partial,
+    check_partial_response,
+    parse_request,
+    parse_response,
+)
 from km_net_proxy.http.hello import ClientHello, HelloError, read_client_hello
 from km_net_proxy.http.relay import PASS, WATCH
 from km_net_proxy.http.second_hello import SecondHello
+from km_net_proxy.http.websocket import accept_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,9 +83,18 @@ def http_request(data: bytes) -> None:
 
 
 def http_response(data: bytes) -> None:
-    """A head is refused or read."""
+    """A head is refused or read, and what is read whole is not refused while it comes."""
     with contextlib.suppress(HeadError):
         parse_response(data + b"\r\n\r\n")
+        check_partial_response(data)
+
+
+def http_judging(data: bytes) -> None:
+    """Whatever a head holds, it is DNS over HTTPS or not, and a WebSocket handshake or refused."""
+    with contextlib.suppress(HeadError):
+        request = parse_request(data + b"\r\n\r\n")
+        asks_resolver(request, request.target)
+        assert len(accept_for(request)) == 28
 
 
 def http_chunks(data: bytes) -> None:
@@ -158,6 +175,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         second_hello,
         http_request,
         http_response,
+        http_judging,
         http_chunks,
         authority,
         content_coding,
@@ -178,6 +196,11 @@ SEEDS: dict[str, list[bytes]] = {
     "second_hello": [b"\0" + _HELLO, b"\x06\x14\x03\x03\0\x01\x01" + _HELLO],
     "http_request": [b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3", b"POST / HTTP/1.1\r\nHost: h"],
     "http_response": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"HTTP/1.0 304 "],
+    "http_judging": [
+        b"GET /dns-query?dns=AAAB HTTP/1.1\r\nHost: h\r\nAccept: application/dns-message",
+        (b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw=="),
+    ],
     "http_chunks": [b"5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\nrest", b"0\r\n\r\n"],
     "authority": [b"a.example:80", b"[2001:db8::1]:443", b"0x7f.1"],
     "content_coding": [b"\0\x1f\x8b\x08", b"\x02\x0b\x02\x80abc\x03", b"\x03\x28\xb5\x2f\xfd"],

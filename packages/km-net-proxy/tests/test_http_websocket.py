@@ -109,6 +109,34 @@ def test_a_websocket_passes_after_its_handshake_and_is_recorded_with_its_bytes(t
     run(main)
 
 
+def test_an_echoed_credential_does_not_come_back_and_nothing_waits_for_long():
+    secret = "the-operators-own"
+
+    async def main():
+        async with Rig(credentials=[CredentialRule(WEB, "web-token")]) as rig:
+            rig.kmd.secrets["web-token"] = secret
+            server = await Echo(*YES, f"X-Seen: {secret}").serve(rig, WEB, tls=True)
+            await rig.up()
+            reader, writer = await opened(rig, WEB, tls=True)
+            writer.write(get(*ASK, "Sec-WebSocket-Extensions: permessage-deflate"))
+            status, fields, _ = await answer(reader)
+            assert (status, fields["x-seen"]) == (101, "*" * len(secret))
+            assert await reader.readexactly(5) == b"hello"
+            # Echoed in two pieces it is overwritten too; what only begins like it comes as it is.
+            writer.write(b"A" + secret[:7].encode())
+            await asyncio.sleep(0.01)
+            writer.write(secret[7:].encode() + b"B" + secret[:4].encode())
+            received = await asyncio.wait_for(reader.readexactly(len(secret) + 6), 5)
+            assert received[-5:] == b"B" + secret[:4].encode()
+            assert secret.encode() not in received
+            assert b"xtensions" not in server.heads[0]
+            writer.close()
+            await asyncio.wait_for(server.ended.wait(), 10)
+            server.stop()
+
+    run(main)
+
+
 FALSE = {
     "another key's answer": ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: AAAA"),
     "no answer to the key": ("Upgrade: websocket", "Connection: Upgrade"),

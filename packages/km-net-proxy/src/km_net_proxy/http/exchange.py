@@ -242,6 +242,8 @@ class Exchange:
                     pump = asyncio.get_running_loop().create_task(self._pump(server))
             response = await self._final_head(server)
             if response.status == 101:
+                if self._tap is not None:
+                    self._tap.begin(response)
                 self._started = True
                 switch = b"".join(b"%b: %b\r\n" % field for field in SWITCH)
                 self._client.write(_response_head(response, switch, drop_length=True))

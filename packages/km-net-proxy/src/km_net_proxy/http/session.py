@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _LINGER_S = 1.0
 _LINGER_BYTES = 1 << 20
 _UPGRADE_REQUIRED = 426
+_CODINGS = frozenset({b"accept-encoding", b"sec-websocket-extensions"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 _UNRECORDED = Verdict(False, "builtin:audit", "http", "the decision cannot be recorded")
@@ -178,7 +179,7 @@ class Session:
             self.gate.evidence.decided(verdict, "http_request", name=host, port=target.authority.port)
             raise self._refused(403, error.code, verdict, str(target.authority), close=False) from error
         # Asked for plain, so that the answer can be read.
-        kept = [f for f in sending.fields if f[0].lower().replace(b"_", b"-") != b"accept-encoding"]
+        kept = [f for f in sending.fields if f[0].lower().replace(b"_", b"-") not in _CODINGS]
         return evolve(sending, fields=kept, own=(*sending.own, (b"Accept-Encoding", b"identity")))
 
     def _withholding(self, sending: Sending, target: Target) -> Withheld | None:
@@ -393,7 +394,7 @@ class Session:
                 raise
             break
         if outcome.status == 101:
-            await carry(self, upstream, target)
+            await carry(self, upstream, target, tap)
             return False
         rule = self.gate.injections.get(target.authority.host)
         if rule is not None and outcome.status == 401:

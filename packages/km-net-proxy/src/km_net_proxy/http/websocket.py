@@ -21,6 +21,7 @@ from km_net_proxy.http.head import HeadError, connection_options
 
 if TYPE_CHECKING:
     from km_net_proxy.http.connections import Connection
+    from km_net_proxy.http.exchange import Tap
     from km_net_proxy.http.head import RequestHead, ResponseHead
     from km_net_proxy.http.scope import Target
     from km_net_proxy.http.session import Session
@@ -31,6 +32,7 @@ SWITCH = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 """The fields of a handshake that concern one connection; the gate sends its own."""
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_HELD_S = 0.05
 _LAST_S = 1.0
 """How long one side may still talk when the other has ended."""
 
@@ -73,12 +75,14 @@ def accepted(response: ResponseHead, accept: bytes) -> bool:
 
 
 class _Half:
-    """One direction."""
+    """One direction; *tap* sees what moves."""
 
-    def __init__(self, source: Stream, sink: Stream, connection: Connection) -> None:
+    def __init__(self, source: Stream, sink: Stream, connection: Connection, tap: Tap | None = None) -> None:
         self._source = source
         self._sink = sink
         self._connection = connection
+        self._tap = tap
+        self._held = 0
         self.moved = 0
 
     async def run(self) -> None:
@@ -86,22 +90,60 @@ class _Half:
         while data := await self._source.read():
             self._connection.extend(IDLE_TIMEOUT_S)
             self.moved += len(data)
-            sink.write(data)
-            if sink.full:
-                await sink.drain()
+            while data:
+                data = await self._pass(data)
+                if sink.full:
+                    await sink.drain()
+        self._release()
         if not sink.lost and sink.transport.can_write_eof():
             sink.transport.write_eof()
 
+    async def _pass(self, data: bytes) -> bytes:
+        """Send what the tap lets go on; returns what came while it held something back."""
+        if self._tap is None:
+            self._sink.write(data)
+            return b""
+        out = self._tap.feed(data)
+        self._held += len(data) - len(out)
+        if out:
+            self._sink.write(out)
+        if not self._held:
+            return b""
+        # The end of a message may look like the start of what the tap is after: it waits a moment only.
+        try:
+            async with asyncio.timeout(_HELD_S):
+                more = await self._source.read()
+        except TimeoutError:
+            more = b""
+        if more:
+            self.moved += len(more)
+        else:
+            self._release()
+        return more
 
-async def carry(session: Session, upstream: Upstream, target: Target) -> None:
-    """Move bytes both ways until one side ends, and record what it came to; both streams are closed."""
+    def _release(self) -> None:
+        if self._tap is not None and self._held:
+            self._sink.write(self._tap.end())
+            self._held = 0
+
+
+async def carry(session: Session, upstream: Upstream, target: Target, tap: Tap | None = None) -> None:
+    """
+    Move bytes both ways until one side ends, and record what it came to; both streams are closed.
+
+    Args:
+        session: the client's.
+        upstream: the server that has switched.
+        target: where it is.
+        tap: sees what the server sends, its head already.
+    """
     began = time.monotonic()
     client, server, connection = session.client, upstream.stream, session.connection
     connection.extend(IDLE_TIMEOUT_S)
     # What `still_allowed` goes by when the policy changes.
     connection.peer = "" if " via " in upstream.address else upstream.address
     connection.unopened = not session.scope.tls
-    up, down = _Half(client, server, connection), _Half(server, client, connection)
+    up, down = _Half(client, server, connection), _Half(server, client, connection, tap)
     tasks = [asyncio.ensure_future(up.run()), asyncio.ensure_future(down.run())]
     error = ""
     try:
