@@ -177,7 +177,6 @@ class Connections:
         for descriptor, _ in poll.poll(0):
             owners[descriptor]()
 
-
     async def close(self) -> None:
         """Cut everything and wait until it has ended."""
         if self._sweeper is not None:
