@@ -196,6 +196,71 @@ def test_a_place_that_breaks_ends_the_use_of_what_it_gave():
     run(main)
 
 
+BODY = json.dumps(CALL).encode()
+HOSTILE = {
+    "both fields": ("/v1/messages", "x-api-key: mine\r\nAuthorization: Bearer mine\r\n"),
+    "repeated fields": ("/v1/messages", "x-api-key: mine\r\nX-Api-Key: mine\r\nx-api-key:mine\r\n"),
+    "other spellings": ("/v1/messages", "X_API_KEY: mine\r\nX.Api.Key: mine\r\nAPI-KEY:\tmine\r\n"),
+    "the query": ("/v1/messages?key=mine&api_key=mine&x=1&Api%2DKey=mine;token=mine", ""),
+    "an absolute target": (f"https://{AI}/v1/messages?access_token=mine", ""),
+    "cookies and proxies": ("/v1/messages", "Cookie: k=mine\r\nProxy-Authorization: Basic mine\r\n"),
+    "the gate's field as hop-by-hop": ("/v1/messages", "Connection: x-api-key, authorization\r\n"),
+    "hop-by-hop with a key": ("/v1/messages", "Connection: x-mine\r\nX-Mine: mine\r\nTE: mine\r\n"),
+    "subprotocols": ("/v1/messages", "Sec-WebSocket-Protocol: openai-insecure-api-key.mine\r\n"),
+    "vendors' other names": ("/v1/messages", "x-goog-api-key: mine\r\nX-Amz-Security-Token: mine\r\n"),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_no_form_of_a_clients_key_reaches_a_model_host_and_the_operators_always_does(how, chunked):
+    target, fields = HOSTILE[how]
+
+    async def main():
+        async with Rig() as r:
+            server = await r.serve(AI, ok(b"{}"))
+            await r.up()
+            reader, writer = await r.tls(AI)
+            head = f"POST {target} HTTP/1.1\r\nHost: {AI}\r\nContent-Type: application/json\r\n{fields}"
+            if chunked:
+                body = b"%x\r\n%b\r\n0\r\nX-Api-Key: mine\r\n\r\n" % (len(BODY), BODY)
+                writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body)
+            else:
+                writer.write(f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+            assert (await answer(reader))[0] == 200
+            writer.close()
+            ((seen, body),) = server.requests
+            assert b"mine" not in seen.lower() + body
+            assert seen.lower().count(b"x-api-key: ") == 1
+            assert r.kmd.secrets["anthropic-api-key"].encode() in seen
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"GET https://mine@{AI}/v1/models",
+        f"GET https://mine:mine@{AI}/v1/models",
+        "TRACE /v1/models",
+        "CONNECT /v1/models",
+        "GET /v1/models#mine",
+    ],
+)
+def test_targets_and_methods_that_carry_a_key_or_show_one_are_refused(line):
+    async def main():
+        async with Rig() as r:
+            server = await r.serve(AI, ok(b"{}"))
+            await r.up()
+            reader, writer = await r.tls(AI)
+            writer.write(f"{line} HTTP/1.1\r\nHost: {AI}\r\n\r\n".encode())
+            assert (await answer(reader))[0] in {400, 405}
+            writer.close()
+            assert not server.requests
+
+    run(main)
+
+
 def test_a_template_may_ask_for_basic():
     async def main():
         async with rig(CredentialRule(WEB, "web-token", template="Basic {basic:x-access-token}")) as r:
