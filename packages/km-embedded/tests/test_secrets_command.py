@@ -44,6 +44,17 @@ def test_a_secret_is_set_shown_rotated_and_deleted_without_its_value(daemon):
     assert km(daemon, "get", "my-key", "--json")[0] == 5
 
 
+def test_a_value_given_as_an_argument_is_refused_and_not_repeated(daemon):
+    for args in (
+        ("set", "my-key", VALUE),
+        ("rotate", "my-key", VALUE, "x"),
+        ("set", "my-key", f"--value={VALUE}"),
+    ):
+        code, _, err = km(daemon, *args, given=VALUE)
+        assert code == 2
+        assert "standard input" in err or "No such option" in err
+
+
 def test_a_secret_of_a_command_is_listed_with_its_place(daemon):
     program = [sys.executable, "-c", "import base64; print('from-a-manager')"]
     text = json.dumps({"secrets": {"kept-key": {"command": program}}})

@@ -15,12 +15,30 @@ _FILE = click.option(
 )
 
 
+class _TakesNoValue(click.Command):
+    """A command that does not repeat a value which somebody gave as an argument: output is often kept."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.exceptions.NoSuchOption:
+            raise
+        except click.UsageError as error:
+            if "extra argument" not in error.message:
+                raise
+        raise click.UsageError(
+            "a value is no argument: it would stand in the shell's history and the list of processes; "
+            "give it on standard input or by --file",
+            ctx,
+        )
+
+
 @click.group()
 def secrets() -> None:
     """Keep the credentials that the gate adds outside the sandbox."""
 
 
-@secrets.command("set", epilog="Example: km secrets set anthropic-api-key < key.txt")
+@secrets.command("set", cls=_TakesNoValue, epilog="Example: km secrets set anthropic-api-key < key.txt")
 @click.argument("name")
 @_FILE
 def set_secret(name: str, path: str | None) -> None:
@@ -30,7 +48,9 @@ def set_secret(name: str, path: str | None) -> None:
     note(f"Secret {name} stored.")
 
 
-@secrets.command("rotate", epilog="Example: km secrets rotate anthropic-api-key < new-key.txt")
+@secrets.command(
+    "rotate", cls=_TakesNoValue, epilog="Example: km secrets rotate anthropic-api-key < new-key.txt"
+)
 @click.argument("name")
 @_FILE
 @click.option("--reread", is_flag=True, help="Ask the file or command outside km that keeps it.")
