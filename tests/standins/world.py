@@ -95,6 +95,8 @@ class World:
     home: Path = field(init=False)
     runtime_dir: Path = field(init=False)
     extra: dict[str, Any] = field(factory=dict)
+    variables: dict[str, str] = field(factory=dict)
+    """What else is in the environment of every command."""
 
     def __attrs_post_init__(self) -> None:
         self.home = self.directory / "home"
@@ -104,8 +106,8 @@ class World:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The ``KM_`` variables of every command."""
-        return {"KM_HOME": str(self.home), "KM_RUNTIME_DIR": str(self.runtime_dir)}
+        """The variables of every command."""
+        return {"KM_HOME": str(self.home), "KM_RUNTIME_DIR": str(self.runtime_dir)} | self.variables
 
     @property
     def env(self) -> dict[str, str]:
