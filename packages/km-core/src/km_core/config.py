@@ -212,14 +212,14 @@ def load_config(env: Mapping[str, str] | None = None) -> Config:
 
 
 def _read(path: Path, *, needed: bool) -> dict[str, Any]:
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError) and not needed:
             return {}
         raise ConfigError("the configuration cannot be read", where=str(path), why=str(error)) from error
+    import yaml  # not before there is something to read: a gate has no use for a megabyte of parser
+
     try:
         data = yaml.safe_load(text)
     except (ValueError, RecursionError) as error:

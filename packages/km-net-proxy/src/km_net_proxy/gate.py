@@ -104,6 +104,7 @@ async def _run(channel: socket.socket, given: boot.Bootstrap, tcp: socket.socket
         return 1
     # What lives now lives as long as the process; what comes later is mostly freed by reference counts.
     gc.collect()
+    memory_trimmer()()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     try:

@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sidecar named first in *argv*; returns its exit code, 2 for a usage error."""
     from km_core.errors import KmError
 
+    # structlog loads it wherever it is installed, five megabytes that a process without a terminal never uses.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None is how a module is kept out
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stderr.write("usage: km-sidecar NAME [ARGUMENT...]\n")
