@@ -469,7 +469,10 @@ async def echo(head, body, writer):
         coding, lambda data: data
     )(b"you sent:\r\n" + head * 3)
     name = b"Content-Encoding: " + coding + b"\r\n" if coding else b""
-    location = b"Location: https://elsewhere.test/?t=" + lines[b"authorization"].split(b" ")[1] + b"\r\n"
+    cookie = b"Set-Cookie: session=of-the-operator\r\n"
+    location = (
+        cookie + b"Location: https://elsewhere.test/?t=" + lines[b"authorization"].split(b" ")[1] + b"\r\n"
+    )
     if b"x-pieces" in lines:
         writer.write(b"HTTP/1.1 302 Found\r\n" + location + name + b"Transfer-Encoding: chunked\r\n\r\n")
         for at in range(0, len(shown), 7):
@@ -495,6 +498,7 @@ def test_what_a_server_shows_of_the_credential_does_not_reach_the_sandbox(pieces
                 writer.close()
                 sent = credential_value(template, SECRET).rpartition(" ")[2]
                 assert status == 302
+                assert "set-cookie" not in fields
                 assert fields["location"] == "https://elsewhere.test/?t=" + "*" * len(sent)
                 assert body.startswith(b"you sent:\r\nGET /a?b=1 HTTP/1.1\r\n")
                 assert body.count(b"*" * len(sent)) == 3

@@ -63,7 +63,10 @@ class Withheld:
     def begin(self, response: ResponseHead) -> None:
         """Overwrite it in the head; raises `UpstreamLostError` for a coding that cannot be read."""
         response.reason = self._clean(response.reason)
-        response.fields = [(name, self._clean(value)) for name, value in response.fields]
+        # A session that the credential opened is the operator's too; no cookie goes back to this host.
+        response.fields = [
+            (name, self._clean(value)) for name, value in response.fields if name.lower() != b"set-cookie"
+        ]
         coding = response.index.get(b"content-encoding", b"").decode("latin-1")
         if coding.strip().lower() not in _PLAIN and response.length:
             self._decoder = new_decoder(coding)
