@@ -302,7 +302,6 @@ REFUSED = [
             "a/.",
             "",
             "gitlab.com/a/b",
-            "a_b/c",
             "*/*",
         ]
     ),
@@ -617,7 +616,7 @@ ACCEPTED = [
     {"spec.sourceAccess.github": {"allowedRepos": []}},
     {
         "spec.sourceAccess.github": {
-            "allowedRepos": ["*", "o/*", "o/api-*", "github.com/o/n.git"],
+            "allowedRepos": ["*", "o/*", "o_co/api-*", "github.com/o/n.git"],
             "allowedRefs": [],
         }
     },

@@ -15,6 +15,7 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 from attrs import frozen
 
 from km_core.policy.github_api import api_write
+from km_core.policy.repos import OWNER_PATTERN
 from km_core.types.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ GIT_HOSTS = SIGNED_HOSTS | {
 _PARENTS = ("github.com", "githubusercontent.com", "ghcr.io")
 _SAFE = ("GET", "HEAD")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
-_OWNER = re.compile(r"[A-Za-z0-9-]{1,39}\Z")
+_OWNER = re.compile(OWNER_PATTERN + r"\Z")
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _TWICE = re.compile(r"%(?:2[eEfF5]|5[cC]|0[0-9aA-Fa-f])")
 _PAGES = frozenset(

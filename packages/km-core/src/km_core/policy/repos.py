@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from km_core.policy.github import Route
 
 _UNKNOWN = "the URL names no repository and was not handed out by an answer about one that is allowed"
-_REPO = re.compile(r"[a-z0-9-]{1,39}/[a-z0-9._-]{1,100}\Z")
+OWNER_PATTERN = r"[A-Za-z0-9_-]{1,39}"
+"""An account's name; those that a company manages end in ``_`` and the company's short code."""
+
+_REPO = re.compile(rf"{OWNER_PATTERN}/[a-z0-9._-]{{1,100}}\Z")
 
 
 def canonical_repo(text: str) -> str:

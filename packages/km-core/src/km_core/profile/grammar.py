@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from km_core.policy.addresses import forbidden_range, parse_address
 from km_core.policy.names import canonical_name
 from km_core.policy.patterns import compile_address
+from km_core.policy.repos import OWNER_PATTERN
 from km_core.profile.duration import UNIT_SECONDS, parse_duration
 from km_core.profile.kinds import RuleError
 
@@ -28,7 +29,7 @@ INSTANCE_TYPE_PATTERN = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
 AMI_PATTERN = r"ami-[0-9a-f]{8,17}"
 ENV_NAME_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"
 GROUP_PATTERN = r"@[a-z][a-z0-9-]*"
-REPO_PATTERN = r"\*|(?:github\.com/)?[A-Za-z0-9-]{1,39}/[A-Za-z0-9._*-]{1,100}"
+REPO_PATTERN = rf"\*|(?:github\.com/)?{OWNER_PATTERN}/[A-Za-z0-9._*-]{{1,100}}"
 REF_PATTERN = r"[^\x00-\x20\x7f~^:?\[\]\\]+"
 SECRET_PATH_PATTERN = r"/[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){0,14}"  # noqa: S105 - a grammar, not a secret
 ADDRESS_PATTERN = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from km_core.policy.refs import is_ref
-from km_core.policy.repos import canonical_repo
+from km_core.policy.repos import OWNER_PATTERN, canonical_repo
 from km_net_proxy.http.exchange import ClientBodyError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from km_core.types import Verdict
 
 _OID = re.compile(r"[0-9a-f]{64}\Z")
-_OWNER = re.compile(r"[A-Za-z0-9-]{1,39}\Z")
+_OWNER = re.compile(OWNER_PATTERN + r"\Z")
 _LOOKED_UP = re.compile(r"(?:refs|heads|tags|remotes)/|(?:HEAD|@)\Z")
 """Names that git looks up in more places than one (gitrevisions(7))."""
 
