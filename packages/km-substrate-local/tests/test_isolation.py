@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from km_host import trust
+
 pytestmark = pytest.mark.namespaces
 
 
@@ -135,12 +137,11 @@ def test_files_made_inside_are_readable_to_others(sandbox):
 
 def test_environment_is_the_documented_one(sandbox):
     env = dict(line.split("=", 1) for line in sandbox.sh("env -0 | tr '\\0' '\\n'").splitlines())
-    bundle = "/etc/ssl/certs/ca-certificates.crt"
     assert env["HOME"] == "/home/sandbox"
     assert env["KM_SANDBOX_ID"] == sandbox.box.id
-    assert env["NODE_EXTRA_CA_CERTS"] == "/etc/ssl/km-ca.pem"
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"):
-        assert env[name] == bundle
+    assert {name: env.get(name) for name in trust.CA_VARIABLES} == dict.fromkeys(
+        trust.CA_VARIABLES, "/etc/ssl/certs/ca-certificates.crt"
+    )
     assert not [
         name for name in env if "PROXY" in name.upper() or "TOKEN" in name or name in {"KM_HOME", "KM_POD"}
     ]

@@ -8,11 +8,10 @@ told anything.
 
 from __future__ import annotations
 
-import base64
 import binascii
+import contextlib
 import hashlib
 import os
-import re
 import ssl
 import struct
 from pathlib import Path
@@ -48,7 +47,7 @@ SYSTEM_BUNDLES = (
 )
 """Where Debian, Fedora, SUSE and Alpine keep theirs."""
 
-_BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----")
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _MAGIC, _VERSION, _TRUSTED = 0xFEEDFEED, 2, 2
 _PASSWORD = "changeit"  # noqa: S105 - what every JDK's own store has; it guards nothing
 
@@ -74,7 +73,7 @@ def bundle(*texts: str) -> str:
     Anything else in a text, a private key above all, is left out; so is what is no base64.
     """
     seen = dict.fromkeys(der for text in texts for der in _certificates(text))
-    return "".join(f"-----BEGIN CERTIFICATE-----\n{_wrapped(der)}-----END CERTIFICATE-----\n" for der in seen)
+    return "".join(f"{_BEGIN}\n{_wrapped(der)}\n{_END}\n" for der in seen)
 
 
 def java_store(pem: str) -> bytes:
@@ -120,16 +119,17 @@ def _place(path: str) -> str:
 
 
 def _certificates(text: str) -> Iterator[bytes]:
-    for block in _BLOCK.finditer(text):
-        try:
-            yield base64.b64decode("".join(block[1].split()), validate=True)
-        except binascii.Error:
-            continue
+    for block in text.split(_BEGIN)[1:]:
+        content, end, _ = block.partition(_END)
+        with contextlib.suppress(ValueError):
+            der = binascii.a2b_base64("".join(content.split()), strict_mode=True)
+            if end and der:
+                yield der
 
 
 def _wrapped(der: bytes) -> str:
-    text = base64.b64encode(der).decode("ascii")
-    return "".join(f"{text[at : at + 64]}\n" for at in range(0, len(text), 64))
+    text = binascii.b2a_base64(der, newline=False).decode("ascii")
+    return "\n".join([text[at : at + 64] for at in range(0, len(text), 64)])
 
 
 def _utf(text: str) -> bytes:

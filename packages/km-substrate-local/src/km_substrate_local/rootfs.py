@@ -256,7 +256,8 @@ def _java_stores(*, in_etc: bool) -> list[str]:
 
 
 def _etc_files(sandbox_id: str, plan: SandboxPlan, ca_pem: str) -> dict[str, str | bytes]:
-    trusted = trust.bundle(_host_trust(), ca_pem)
+    # Before the gate has made its CA nothing runs inside, and nothing needs to be read.
+    trusted = trust.bundle(_host_trust(), ca_pem) if ca_pem else ""
     return {
         "passwd": (
             "root:x:0:0:root:/root:/usr/sbin/nologin\n"
