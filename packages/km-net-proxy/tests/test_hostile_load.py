@@ -289,3 +289,21 @@ def test_a_client_that_resets_while_its_server_takes_nothing_is_let_go_at_once(w
             await asyncio.sleep(0.05)
 
     run(main)
+
+
+def test_few_connections_never_wait_for_a_turn():
+    async def main():
+        turns = Turns(at_once=2)
+        turns.count(2)
+        for _ in range(100):
+            with pytest.raises(StopIteration):  # it ends without ever having waited
+                turns.take().send(None)
+        turns.count(3)
+        await turns.take()
+        await turns.take()
+        waiting = asyncio.ensure_future(turns.take())
+        await asyncio.sleep(0)
+        turns.count(1)
+        await asyncio.wait_for(waiting, 10)
+
+    run(main)

@@ -117,6 +117,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         connection = Connection(next(self._numbers), loop, self._turns)
         self._open[connection] = None
+        self._turns.count(len(self._open))
         context = contextvars.copy_context()
         context.run(CURRENT.set, connection.number)
         task = loop.create_task(handler(connection), context=context)
@@ -126,6 +127,7 @@ class Connections:
 
     def _done(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._open.pop(connection, None)
+        self._turns.count(len(self._open))
         if not task.cancelled():
             error = task.exception()
             if error is not None:

@@ -20,30 +20,46 @@ class Turns:
 
     Args:
         at_once: pieces of work in a round.
+
+    Attributes:
+        crowded: whether there are more connections than turns in a round; else nobody has to wait.
     """
 
     def __init__(self, at_once: int = AT_ONCE) -> None:
-        self._at_once = at_once
+        self._at_once = self._left = at_once
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._armed = False
+        self.crowded = True
+
+    def count(self, connections: int) -> None:
+        """Say how many connections there are."""
+        self.crowded = connections > self._at_once
 
     async def take(self) -> None:
-        """Wait for the next turn: one round of the loop when nobody else waits."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
+        """Take a turn: at once while this round has one left, else in the order of asking."""
+        if not self.crowded:
+            return
+        if self._left and not self._waiting:
+            self._left -= 1
+            self._arm()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        if not self._armed:
-            self._armed = True
-            loop.call_soon(self._release)
+        self._arm()
         await turn
 
-    def _release(self) -> None:
-        left = self._at_once
-        while self._waiting and left:
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_soon(self._next_round)
+
+    def _next_round(self) -> None:
+        self._left = self._at_once
+        while self._waiting and self._left:
             turn = self._waiting.popleft()
             if not turn.done():  # else its connection was cut while it waited
                 turn.set_result(None)
-                left -= 1
-        self._armed = bool(self._waiting)
-        if self._armed:
-            asyncio.get_running_loop().call_soon(self._release)
+                self._left -= 1
+        self._armed = False
+        if self._left < self._at_once:
+            self._arm()
