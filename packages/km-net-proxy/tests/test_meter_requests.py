@@ -295,6 +295,29 @@ def test_searches_that_are_asked_for_or_not_all_that_has_no_bound_are_refused(mo
     assert call.lesser is None
 
 
+def space(*tools):
+    return {"type": "namespace", "name": "n", "tools": list(tools)}
+
+
+@pytest.mark.parametrize("name", ["responses", "compact"])
+@pytest.mark.parametrize("kind", ["additional_tools", "tool_search_output", "of_tomorrow"])
+@pytest.mark.parametrize(
+    "billed", [SEARCH, {"type": "code_interpreter"}, {"type": "image_generation"}, {}, "x"]
+)
+def test_a_billed_tool_hides_in_no_item_and_in_no_namespace(name, kind, billed):
+    for tools in ([billed], [RUN, space(RUN, billed)], [space(space(billed))]):
+        assert plan(name, respond(input=[{"type": kind, "tools": tools}])).refusal
+        assert plan(name, respond(tools=[space(*tools)])).refusal
+
+
+def test_tools_that_join_a_conversation_and_run_at_the_client_cost_their_bytes():
+    call = plan(
+        "responses", respond(input=[{"type": "additional_tools", "tools": [RUN, space(RUN, space(RUN))]}])
+    )
+    assert call.refusal == ""
+    assert call.input_bound < 10_000
+
+
 def test_searches_with_a_limit_stay():
     call = plan("responses", respond(tools=[SEARCH], max_tool_calls=2))
     assert (call.refusal, call.lesser, call.server_tool_uses) == ("", None, 2)

@@ -317,7 +317,12 @@ class _Reader:
             return
         for item in items:
             kind = item.get("type", "message") if isinstance(item, dict) else None
-            if kind == "message":
+            if isinstance(item, dict) and item.get("tools") is not None:
+                # Tools that join those of the body in the middle of a conversation.
+                _only_at_client(item["tools"])
+            if kind == "additional_tools":
+                self._tokens += _TOOLS_OVERHEAD
+            elif kind == "message":
                 self._parts(item.get("content"))
             elif kind in _OUTPUT_ITEMS:
                 output = item.get("output")
@@ -363,6 +368,8 @@ class _Reader:
                 searches = True
             elif not (kind in known or _runs_at_client(tool)):
                 raise UnboundedError(f"what the tool {kind[:40]} costs cannot be bounded")
+            elif kind == "namespace":
+                _only_at_client(tool.get("tools"))
         if searches:
             uses = whole(self._data, "max_tool_calls")
             if uses is None:
@@ -370,6 +377,23 @@ class _Reader:
                 raise UnboundedError("the server tool web_search has no max_tool_calls")
             self._uses = uses
             self._rounds = uses + 1
+
+
+def _only_at_client(tools: Any) -> None:
+    """Refuse tools in places where nothing limits their calls, unless the client runs them."""
+    waiting = [tools]
+    while waiting:
+        level = waiting.pop()
+        if not isinstance(level, list):
+            raise UnboundedError("tools is not a list")
+        for tool in level:
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if not isinstance(kind, str):
+                raise UnboundedError("a tool is not an object with a type")
+            if kind not in _CLIENT_TOOLS and not _runs_at_client(tool):
+                raise UnboundedError(f"what the tool {kind[:40]} costs cannot be bounded")
+            if kind == "namespace":
+                waiting.append(tool.get("tools"))
 
 
 def _runs_at_client(tool: dict[str, Any]) -> bool:
