@@ -137,6 +137,16 @@ def test_codex_runs_a_scripted_turn_and_its_cost_is_the_ledgers(box: Sandbox, wo
     assert usage["input_tokens"] * 2_500 + usage["output_tokens"] * 10_000 == spent(box) - ledger
 
 
+@LOCAL_ONLY
+def test_codex_runs_with_the_model_it_chooses_itself(box: Sandbox) -> None:
+    """A newer model than the price table's, whose tools come in the middle of the input."""
+    unpack(box, archive_of(fetched("node_modules/@openai/codex-*/vendor/*/bin/codex"), "codex"))
+    outcome = box.run("./codex", "exec", "--skip-git-repo-check", "--json", "say pong", timeout_s=120)
+    events = outcome.assert_ok().json_lines()
+    assert not [event for event in events if event["type"] == "error"], outcome
+    assert events[-2]["item"]["text"] == "pong", outcome
+
+
 def cost(call: Any) -> int:
     """Nano-dollars of an Anthropic call by the published rates of Sonnet (spec/metering-budget.md section 4)."""
     reply = call.reply
