@@ -161,11 +161,12 @@ class World:
             "HTTP_CONTENT_ENCODING": fields.get("content-encoding", ""),
             "GIT_PROTOCOL": fields.get("git-protocol", ""),
         }
-        process = await asyncio.create_subprocess_exec(
-            "git", "http-backend", env=env, stdin=-1, stdout=-1, stderr=-1
+        # In a thread: uvloop raises when a program ends before its input is written.
+        command = ["git", "http-backend"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=env, input=body, capture_output=True, check=False
         )
-        out, _ = await process.communicate(body)
-        top, _, answer = out.partition(b"\r\n\r\n")
+        top, _, answer = done.stdout.partition(b"\r\n\r\n")
         headers = dict(field.split(": ", 1) for field in top.decode().splitlines())
         status = headers.pop("Status", "200 OK")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
