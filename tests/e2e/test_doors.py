@@ -120,3 +120,10 @@ def test_a_sandbox_ends_at_its_time_to_live(world: World, substrate: str) -> Non
         assert time.monotonic() < deadline, short.status()
         time.sleep(0.5)
     assert world.km("status", short.id).code == 5
+
+
+def test_a_sandbox_knows_its_own_name_without_asking_the_gate(box: Sandbox) -> None:
+    found = box.run("sh", "-c", 'getent hosts "$(hostname)"').assert_ok()
+
+    assert found.stdout.split()[0] in {"127.0.0.1", "::1"}
+    assert [record for record in box.decisions() if record.get("name") == box.id] == []

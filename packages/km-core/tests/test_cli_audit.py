@@ -74,6 +74,17 @@ def test_the_tail_is_the_newest_records(home, chain):
     assert km(home, "audit", "tail", "host", "-n", "0") == []
 
 
+def test_a_record_that_is_no_decision_says_what_it_is_and_what_happened(home, chain):
+    chain.append({"kind": "policy_changed", "cause": "allow", "entry": "a.test", "expires_at": 1.0})
+    closed = {"layer": "http", "name": "a.test", "port": 443, "requests": 2, "bytes_up": 7, "bytes_down": 9}
+    chain.append({"kind": "http_closed", **closed})
+
+    changed, ended = km(home, "audit", "show", "host")
+
+    assert changed.endswith("gate  policy_changed cause=allow entry=a.test until=1970-01-01T00:00:01Z")
+    assert ended.endswith("gate  http_closed a.test:443 requests=2 bytes_up=7 bytes_down=9")
+
+
 def test_following_goes_on_as_records_come_and_ends_with_0(home, chain):
     chain.append({"kind": "gate_started", "pid": 1})
     chain.append({"kind": "gate_started", "pid": 2})

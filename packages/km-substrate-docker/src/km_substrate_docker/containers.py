@@ -96,6 +96,8 @@ class Specs:
             "command": [],
             "network_mode": "none",
             "hostname": self.sandbox_id,
+            # Programs look their own host up; that is no question for the gate.
+            "extra_hosts": {self.sandbox_id: "127.0.0.1"},
             "user": f"{uid}:{gid}",
             "read_only": True,
             # Loopback only, but both families: `::1` and the sandbox's own synthetic addresses.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from km_core.audit.read import Chains, open_regular
-from km_core.cli.output import emit_json, note, paint, printable, table
+from km_core.cli.output import emit_json, iso, note, paint, printable, table
 from km_core.errors import KmError, NotFoundError, UsageError
 from km_core.types import is_sandbox_id
 
@@ -263,6 +263,10 @@ def _as_object(line: str, stream: str) -> str:
     return json.dumps(found if isinstance(found, dict) else {"stream": stream, "line": line})
 
 
+_TOLD = ("cause", "entry", "cut", "requests", "bytes_up", "bytes_down", "duration_ms")
+"""What records that are no decisions say, in this order."""
+
+
 def _readable(record: dict[str, Any]) -> str:
     verdict = str(record.get("verdict") or "")
 
@@ -272,12 +276,17 @@ def _readable(record: dict[str, Any]) -> str:
     words = [shown("time"), f"{shown('writer'):<5}"]
     if verdict:
         words.append(paint(f"{printable(verdict):<5}", verdict))
-    words.append(shown("layer") or shown("kind"))
+    # What is no decision says what it is; "http" alone would not.
+    words.append((verdict and shown("layer")) or shown("kind"))
     port = f":{shown('port')}" if record.get("port") else ""
     words.append(f"{shown('name') or shown('address')}{port}")
     if record.get("rule"):
         words.append(f"[{shown('rule')}]")
     words.append(shown("reason"))
+    words += [f"{key}={printable(str(record[key]))}" for key in _TOLD if record.get(key) is not None]
+    expires = record.get("expires_at")
+    if isinstance(expires, int | float):
+        words.append(f"until={iso(expires)}")
     count = record.get("count")
     if isinstance(count, int) and count > 1:
         words.append(f"(x{count})")
