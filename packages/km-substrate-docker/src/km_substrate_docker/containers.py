@@ -97,7 +97,7 @@ class Specs:
             "network_mode": "none",
             "hostname": self.sandbox_id,
             # Programs look their own host up; that is no question for the gate.
-            "extra_hosts": {self.sandbox_id: "127.0.0.1"},
+            "extra_hosts": [f"{self.sandbox_id}:{address}" for address in ("127.0.0.1", "::1")],
             "user": f"{uid}:{gid}",
             "read_only": True,
             # Loopback only, but both families: `::1` and the sandbox's own synthetic addresses.
