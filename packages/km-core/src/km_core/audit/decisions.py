@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
+from km_core.audit.endings import Endings
 from km_core.audit.redact import redact_name, redact_text
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class DecisionLog:
         self._rate = denials_per_s
         # For each kind of its own: a flood of DNS questions must not hide a connection.
         self._room: dict[str, tuple[float, float]] = {}
+        self._endings = Endings(chain, clock=clock, window_s=window_s)
+
+    def ended(self, event: dict[str, Any]) -> None:
+        """Record what a connection came to; see `Endings.record`."""
+        self._endings.record(event)
 
     def record(
         self,
@@ -145,9 +151,10 @@ class DecisionLog:
             key = next(iter(self._open))
             repeat = self._open[key]
             if not everything and now < repeat.ends:
-                return
+                break
             self._write_repeats(key, repeat)
             del self._open[key]
+        self._endings.flush(everything=everything)
 
     def _write_repeats(self, key: _Key, repeat: _Repeat) -> None:
         if repeat.count:

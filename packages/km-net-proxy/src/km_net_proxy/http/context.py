@@ -42,6 +42,9 @@ _OPENED_BY_ENTRY = frozenset(
     }
 )
 
+_ENDINGS = frozenset({"dial_failed", "http_closed", "tls_handshake_failed", "tunnel_closed"})
+"""Kinds of events that every connection may have one of."""
+
 LARGE_BODY = 64 * 1024
 """Bytes of a body from which decoding and parsing it may take milliseconds."""
 
@@ -89,7 +92,11 @@ class Evidence:
         number = CURRENT.get()
         if number:
             data.setdefault("connection", number)
-        self._chain.append({"kind": kind, **{key: value for key, value in data.items() if value != ""}})
+        event = {"kind": kind, **{key: value for key, value in data.items() if value != ""}}
+        if kind in _ENDINGS:
+            self._log.ended(event)
+        else:
+            self._chain.append(event)
 
 
 class BodyRoom:
