@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from attrs import evolve
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from km_core.handlers.budget import PPM, Notice, Pool, admits, notices, running_cost_nusd
@@ -166,6 +166,7 @@ pools = st.builds(Pool, st.none() | money, money, money, warned=st.booleans(), t
 
 
 @given(pools, money)
+@example(Pool(1, 0, 2), 0)
 def test_what_is_admitted_stays_within_the_ceiling(pool, amount):
     if admits(pool, amount) and pool.limit_nusd is not None:
         assert pool.spent_nusd + pool.reserved_nusd + amount <= pool.limit_nusd

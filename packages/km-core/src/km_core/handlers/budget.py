@@ -50,8 +50,10 @@ class Pool:
 
 def admits(pool: Pool, amount_nusd: int) -> bool:
     """Say whether a reservation of *amount_nusd* keeps spent + reserved within the ceiling."""
-    remaining = pool.remaining_nusd
-    return remaining is None or (amount_nusd <= remaining and not (pool.exhausted and amount_nusd == 0))
+    if pool.limit_nusd is None:
+        return True
+    fits = pool.spent_nusd + pool.reserved_nusd + amount_nusd <= pool.limit_nusd
+    return fits and not (pool.exhausted and amount_nusd == 0)
 
 
 def notices(pool: Pool, threshold_ppm: int) -> tuple[Pool, Notice | None]:
