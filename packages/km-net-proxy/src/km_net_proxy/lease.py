@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from km_core.errors import KmError
+from km_core.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from km_net_proxy.http.credentials import Control
+
+LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
+"""What is said to whatever begins without a lease."""
 
 RENEW_S = 10.0
 """Seconds between renewals."""
@@ -32,7 +36,7 @@ async def _nothing(_version: str, _grants: Any) -> None:
     """Follow no policy."""
 
 
-def _boot_time() -> float:
+def boot_time() -> float:
     """Return a clock that neither jumps nor stops while the host sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -59,7 +63,7 @@ class Lease:
         *,
         on_deadline: Callable[[], object],
         follow: Callable[[str, Any], Awaitable[None]] = _nothing,
-        clock: Callable[[], float] = _boot_time,
+        clock: Callable[[], float] = boot_time,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._control = control

@@ -21,6 +21,7 @@ from km_core.policy import NetworkPolicy, parse_address, with_grants
 from km_core.policy.aws import AwsGuard
 from km_core.policy.github import GIT_HOSTS
 from km_core.secrets import AwsAccess
+from km_net_proxy.lease import boot_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -130,11 +131,6 @@ def require_signing(rules: Rules, authority: Authority) -> None:
         )
 
 
-def _boot_time() -> float:
-    """Return a clock that neither jumps nor stops while the host sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class LivePolicy:
     """
     What counts now.
@@ -162,7 +158,7 @@ class LivePolicy:
         install: Callable[[Rules, str, str], int],
         distrust: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.time,
-        elapsed: Callable[[], float] = _boot_time,
+        elapsed: Callable[[], float] = boot_time,
     ) -> None:
         self._plan = plan
         self._digest = plan.digest()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
+from km_core.audit.allowance import Allowance
 from km_core.audit.endings import Endings
 from km_core.audit.redact import redact_name, redact_text
 
@@ -65,10 +66,7 @@ class DecisionLog:
         self._max_keys = max_keys
         self._open: dict[_Key, _Repeat] = {}
         self._reasons: dict[str, str] = {}
-        self._burst = float(denial_burst)
-        self._rate = denials_per_s
-        # For each kind of its own: a flood of DNS questions must not hide a connection.
-        self._room: dict[str, tuple[float, float]] = {}
+        self._denials = Allowance(denial_burst, denials_per_s)
         self._endings = Endings(chain, clock=clock, window_s=window_s)
 
     def ended(self, event: dict[str, Any]) -> None:
@@ -106,7 +104,7 @@ class DecisionLog:
         now = self._clock()
         if self._counted(key, now):
             return
-        if not verdict.allow and not self._take_room(kind, now):
+        if not verdict.allow and not self._denials.take(kind, now):
             key = (kind, False, verdict.rule, "", "", 0, OVERFLOW)
             if self._counted(key, now):
                 return
@@ -126,14 +124,6 @@ class DecisionLog:
         self._write_repeats(key, repeat)
         del self._open[key]
         return False
-
-    def _take_room(self, kind: str, now: float) -> bool:
-        """Take the room of one more distinct denial; False when the rate is used up."""
-        room, then = self._room.get(kind, (self._burst, now))
-        room = min(room + (now - then) * self._rate, self._burst)
-        enough = room >= 1
-        self._room[kind] = (room - 1 if enough else room, now)
-        return enough
 
     def flush(self, *, everything: bool = False) -> None:
         """

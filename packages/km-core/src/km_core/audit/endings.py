@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from km_core.audit.allowance import Allowance
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -56,11 +58,9 @@ class Endings:
         self._chain = chain
         self._clock = clock
         self._window_s = window_s
-        self._burst = float(burst)
-        self._rate = per_s
+        self._allowance = Allowance(burst, per_s)
         self._max_keys = max_keys
         self._open: dict[_Key, _Gathered] = {}
-        self._room: dict[str, tuple[float, float]] = {}
 
     def record(self, event: dict[str, Any]) -> None:
         """
@@ -70,7 +70,7 @@ class Endings:
             AuditError: it cannot be written.
         """
         now = self._clock()
-        if self._take_room(event["kind"], now):
+        if self._allowance.take(event["kind"], now):
             self._chain.append(event)
             return
         key = tuple(event.get(name, "") for name in _KEYS)
@@ -98,10 +98,3 @@ class Endings:
             event = {name: value for name, value in zip(_KEYS, key, strict=True) if value != ""}
             self._chain.append({**event, "count": gathered.count, **gathered.sums}, kept=True)
             del self._open[key]
-
-    def _take_room(self, kind: str, now: float) -> bool:
-        room, then = self._room.get(kind, (self._burst, now))
-        room = min(room + (now - then) * self._rate, self._burst)
-        enough = room >= 1
-        self._room[kind] = (room - 1 if enough else room, now)
-        return enough

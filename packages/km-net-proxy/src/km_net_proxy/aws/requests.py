@@ -8,7 +8,7 @@ from km_core.policy.aws import judge_aws, judge_call, reads_body, unsigned
 from km_core.policy.aws_hosts import aws_endpoint
 from km_net_proxy.aws.refusal import aws_refusal
 from km_net_proxy.aws.sigv4 import ScopeError, credential_scope
-from km_net_proxy.http.head import connection_options
+from km_net_proxy.http.head import as_read, connection_options
 from km_net_proxy.http.refusal import denial_fields
 from km_net_proxy.http.scope import RequestRefused
 from km_net_proxy.inside_services import read_body
@@ -85,7 +85,7 @@ async def judge_aws_request(
 
 
 def _values(request: RequestHead, name: bytes) -> list[bytes]:
-    return [value for key, value in request.fields if key.lower().replace(b"_", b"-") == name]
+    return [value for key, value in request.fields if as_read(key) == name]
 
 
 def _sent(request: RequestHead) -> list[tuple[bytes, bytes]]:

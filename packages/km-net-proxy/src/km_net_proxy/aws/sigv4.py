@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from km_core.policy.aws import CredentialScope
+from km_net_proxy.http.head import as_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +40,7 @@ def credential_scope(fields: Iterable[tuple[bytes, bytes]], target: str) -> Cred
     Raises:
         ScopeError: it is unsigned, signed in two places or in another way.
     """
-    headers = [value for name, value in fields if name.lower().replace(b"_", b"-") == b"authorization"]
+    headers = [value for name, value in fields if as_read(name) == b"authorization"]
     query = _query(target)
     if len(headers) > 1:
         raise ScopeError("the request has several Authorization fields")

@@ -24,6 +24,7 @@ from km_core.types import Verdict
 from km_net_proxy.dns import answer as wire
 from km_net_proxy.dns.answer import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, SERVFAIL, A, MalformedError
 from km_net_proxy.dns.names import INSIDE_HOST, v4_of, v6_of
+from km_net_proxy.lease import LAPSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,7 +45,6 @@ _TCP_AT_ONCE = 32
 _V4_PTR = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa\Z")
 _V6_PTR = re.compile(r"((?:[0-9a-f]\.){32})ip6\.arpa\Z")
 _REVERSE = Verdict(True, "builtin:synthetic-address", "dns", "an address of km's own")
-_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 _MALFORMED = Verdict(False, "builtin:malformed-name", "dns", "a label holds a dot, or no ASCII")
 _BROKEN = Verdict(False, "builtin:malformed-query", "dns", "not one plain question")
 _CLASS = Verdict(False, "builtin:record-class", "dns", "only class IN is answered")
@@ -284,7 +284,7 @@ class DnsServer:
             return wire.empty_answer(packet, question.end, NOERROR, wire.opt_record(rcode=wire.BADVERS))
         if not self.open:
             with contextlib.suppress(KmError):  # refused either way
-                self._on_decision(_LAPSED, "", 0)
+                self._on_decision(LAPSED, "", 0)
             opt = (
                 wire.opt_record(
                     ede=wire.EDE_NOT_READY, text=f"{self._sandbox}: the control plane is unavailable"

@@ -25,7 +25,7 @@ from km_net_proxy.git.taps import HandingTap
 from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from km_net_proxy.http.credentials import strip_fields, strip_query
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
-from km_net_proxy.http.head import CHUNKED
+from km_net_proxy.http.head import CHUNKED, as_read
 from km_net_proxy.http.refusal import printable
 from km_net_proxy.http.scope import RequestRefused
 
@@ -297,12 +297,12 @@ class GitRequests:
         if sending.whole is not None or sending.source is not None:
             dropped |= {b"expect"}
             dropped |= _DECODED if sending.whole is not None or coding_of(request) else set()
-        fields = [field for field in request.fields if field[0].lower().replace(b"_", b"-") not in dropped]
+        fields = [field for field in request.fields if as_read(field[0]) not in dropped]
         own: tuple[tuple[bytes, bytes], ...] = ()
         kind = _KINDS.get(route.operation)
         if kind is not None:
             # Read as a form, or in another character set, the same bytes would say something else.
-            fields = [field for field in fields if field[0].lower().replace(b"_", b"-") != b"content-type"]
+            fields = [field for field in fields if as_read(field[0]) != b"content-type"]
             own = ((b"Content-Type", kind),)
         if route.operation == "lfs-batch":
             # The answer is read for the URLs that it hands out.

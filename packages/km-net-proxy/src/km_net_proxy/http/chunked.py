@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from km_net_proxy.http.head import HeadError
+from km_net_proxy.http.head import HeadError, as_read
 
 _MAX_LINE = 4096
 _MAX_TRAILERS = 16384
@@ -121,7 +121,7 @@ class ChunkedDecoder:
             match = _TRAILER_LINE.match(line)
             if match is None or self._trailer_size > _MAX_TRAILERS:
                 raise HeadError("a trailer field is malformed")
-            if not self._lenient and match[1].lower().replace(b"_", b"-") in _NEVER_TRAILERS:
+            if not self._lenient and as_read(match[1]) in _NEVER_TRAILERS:
                 raise HeadError("a field of the head stands in the trailers")
             self.trailers.append((match[1], match[2]))
 

@@ -31,6 +31,7 @@ from km_net_proxy.http.relay import Relay, reset_on_close
 from km_net_proxy.http.scope import RequestRefused, Scope, authority_of
 from km_net_proxy.http.session import Session
 from km_net_proxy.http.upstream import attach
+from km_net_proxy.lease import LAPSED
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
@@ -48,7 +49,6 @@ _V6_SYNTHETIC = ipaddress.IPv6Network("fdc0:6b6d::/64")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _REFUSAL_WAIT_S = 2.0
 _GLANCE_S = 0.03
-_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 
 
 class Dispatcher:
@@ -163,7 +163,7 @@ class Dispatcher:
             # HTTP and intercepted hosts answer 503 in their own words; the rest is just closed.
             if scope.port == 80 or (scope.port == 443 and self._gate.intercepts(scope.name)):
                 return True
-            await self._refuse(connection, sock, _LAPSED, scope)
+            await self._refuse(connection, sock, LAPSED, scope)
             return False
         return True
 
@@ -291,7 +291,7 @@ class Dispatcher:
         connection.unopened = True
         if not self._gate.lease.valid:
             # Asked here too: the client may have taken its time, and nothing is dialled without a lease.
-            self._judge.decided(_LAPSED, scope)
+            self._judge.decided(LAPSED, scope)
             reset_on_close(sock)
             return
         try:
@@ -397,7 +397,7 @@ class Dispatcher:
         else:
             verdict = policy.connect(authority.host, authority.port, "connect")
         if verdict.allow and not self._gate.lease.valid:
-            verdict = _LAPSED
+            verdict = LAPSED
         literal = authority.address
         scope = Scope("" if literal is not None else authority.host, literal, authority.port)
         self._judge.decided(verdict, scope)
@@ -423,7 +423,7 @@ class Dispatcher:
         """Answer length-prefixed DNS messages (RFC 7766) with the verdicts that UDP gets."""
         dns = self._gate.dns
         if dns is None or not self._gate.lease.valid:
-            self._judge.decided(_LAPSED, Scope("", None, _DNS_PORT))
+            self._judge.decided(LAPSED, Scope("", None, _DNS_PORT))
             reset_on_close(sock)
             return
         connection.extend(IDLE_TIMEOUT_S)

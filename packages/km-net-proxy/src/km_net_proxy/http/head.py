@@ -220,13 +220,14 @@ def connection_options(index: dict[bytes, bytes]) -> frozenset[bytes]:
     return frozenset(item.strip().lower() for item in value.split(b","))
 
 
-def overridden(index: dict[bytes, bytes]) -> bool:
-    """
-    Say whether fields tell a server to take another method or path than the request line's.
+def as_read(name: bytes) -> bytes:
+    """Return a field's name as some servers read it: without regard to case, an underscore as a hyphen."""
+    return name.lower().replace(b"_", b"-")
 
-    Some frameworks read a hyphen and an underscore in a field's name as the same.
-    """
-    return not _OVERRIDES.isdisjoint(name.replace(b"_", b"-") for name in index)
+
+def overridden(index: dict[bytes, bytes]) -> bool:
+    """Say whether fields tell a server to take another method or path than the request line's."""
+    return not _OVERRIDES.isdisjoint(map(as_read, index))
 
 
 def _fields(head: bytes, start: int) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:

@@ -23,7 +23,7 @@ from km_net_proxy.http.connections import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, Destin
 from km_net_proxy.http.dial import DialDenied, DialError
 from km_net_proxy.http.doh import asks_resolver
 from km_net_proxy.http.exchange import ClientBodyError, Exchange, UpstreamLostError, request_head
-from km_net_proxy.http.head import HeadError, RequestHead, check_partial, overridden, parse_request
+from km_net_proxy.http.head import HeadError, RequestHead, as_read, check_partial, overridden, parse_request
 from km_net_proxy.http.injection import ControlPlaneLostError, CredentialError, Sending, outgoing
 from km_net_proxy.http.metered import ModelCalls
 from km_net_proxy.http.refusal import printable
@@ -31,6 +31,7 @@ from km_net_proxy.http.scope import RequestRefused, Scope, Target, authority_of
 from km_net_proxy.http.websocket import SWITCH, accept_for, carry
 from km_net_proxy.http.withheld import Withheld
 from km_net_proxy.inside_services import read_body
+from km_net_proxy.lease import LAPSED
 
 if TYPE_CHECKING:
     from km_core.policy import Authority
@@ -46,7 +47,6 @@ _LINGER_BYTES = 1 << 20
 _UPGRADE_REQUIRED = 426
 _CODINGS = frozenset({b"accept-encoding", b"sec-websocket-extensions"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_LAPSED = Verdict(False, "builtin:lease", "lease", "the control plane cannot be reached")
 _UNRECORDED = Verdict(False, "builtin:audit", "http", "the decision cannot be recorded")
 _METHOD = Verdict(False, "builtin:http-method", "http", "this method is not served here")
 
@@ -173,13 +173,13 @@ class Session:
         try:
             sending = await outgoing(self.gate, rule, request, target)
         except ControlPlaneLostError as error:
-            raise self._refused(503, "control_plane_unavailable", _LAPSED, close=False) from error
+            raise self._refused(503, "control_plane_unavailable", LAPSED, close=False) from error
         except CredentialError as error:
             verdict = Verdict(False, "builtin:credential", "http", error.message)
             self.gate.evidence.decided(verdict, "http_request", name=host, port=target.authority.port)
             raise self._refused(403, error.code, verdict, str(target.authority), close=False) from error
         # Asked for plain, so that the answer can be read.
-        kept = [f for f in sending.fields if f[0].lower().replace(b"_", b"-") not in _CODINGS]
+        kept = [f for f in sending.fields if as_read(f[0]) not in _CODINGS]
         return evolve(sending, fields=kept, own=(*sending.own, (b"Accept-Encoding", b"identity")))
 
     def _withholding(self, sending: Sending, target: Target) -> Withheld | None:
@@ -276,17 +276,17 @@ class Session:
         detail = request.method
         if not verdict.allow:
             detail += " " + printable(target.path.partition("?")[0], 200)
+        name = "" if named.address is not None else named.host
         self.gate.evidence.decided(
             verdict,
             "http_request",
-            name="" if named.address is not None else named.host,
+            name=name,
             address="" if named.address is None else str(named.address),
             port=named.port,
             detail=detail,
         )
         if not verdict.allow:
             raise self._denied(verdict, named)
-        name = "" if named.address is not None else named.host
         self.connection.destination = Destination(name, named.address or self.scope.address, named.port)
         self._account.request(self.connection.destination)
 
@@ -316,10 +316,10 @@ class Session:
         )
 
     def _unleased(self, host: str) -> None:
-        self.gate.evidence.decided(_LAPSED, "http_request", name=host)
+        self.gate.evidence.decided(LAPSED, "http_request", name=host)
         if host in self.gate.meters and self.scope.tls:
             return  # answered in the provider's own shape
-        raise self._refused(503, "control_plane_unavailable", _LAPSED, close=False)
+        raise self._refused(503, "control_plane_unavailable", LAPSED, close=False)
 
     async def _inside(self, request: RequestHead, target: Target) -> bool:
         inside = self.gate.inside
